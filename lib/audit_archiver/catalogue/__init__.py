@@ -1,0 +1,1 @@
+"""What lies in the bucket, and what an interrupted run left there."""

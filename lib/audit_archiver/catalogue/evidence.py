@@ -1,0 +1,177 @@
+"""Evidence about one undecided batch: what lies in the bucket, what the table holds, what the server remembers.
+
+Not being able to look (network, permission of the store) is an error; what is there and makes no sense is evidence,
+and holds the batch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Optional
+
+from audit_archiver import log
+from audit_archiver.catalogue import content, index, leftovers, staged
+from audit_archiver.catalogue.decide import ABORTED, COMMITTED, DIFFERS, EQUAL, IN_PROGRESS, NONE, UNKNOWN, Evidence
+from audit_archiver.exits import ConfigError, InputError, Mismatch, PermissionDenied
+from audit_archiver.formats import batch as batches
+from audit_archiver.formats import names
+from audit_archiver.objectstore.client import Store
+from audit_archiver.objectstore.errors import NotFound
+from audit_archiver.postgres import connect, witness
+
+PATIENCE = datetime.timedelta(hours=24)
+"""How long a batch that was exported by hand is left to the person who exported it."""
+
+
+@dataclass
+class Case:
+    """A batch to be decided: its line where it could be rebuilt, the evidence, and what the verdict needs besides."""
+
+    leftover: leftovers.Leftover
+    table: tuple[str, str]
+    line: Optional[dict[str, Any]] = None
+    evidence: Evidence = field(default_factory=Evidence)
+    xid: Optional[str] = None
+    intent: Optional[dict[str, Any]] = None
+    present: list[int] = field(default_factory=list)
+    here: bool = False
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return batches.name(self.line["batch"]) if self.line else f"{'.'.join(self.table)} '{self.leftover.name}'"
+
+    @property
+    def run(self) -> Optional[str]:
+        """The run that left it; None if nothing says."""
+        return self.line["batch"]["run"] if self.line else None
+
+    def said(self) -> dict[str, Any]:
+        """The evidence as `_abandoned.json` and reports have it."""
+        found = self.evidence
+        return {"keys": found.keys or 0, "present": found.present, "content": found.content, "xid": self.xid,
+                "status": found.transaction, "accounted": found.accounted}
+
+
+def age(then: datetime.datetime, now: str) -> datetime.timedelta:
+    """How old something is by the server's time `now`."""
+    return _time(now) - then
+
+
+def gather(store: Store, control: connect.Connection, here: witness.Place, leftover: leftovers.Leftover,
+           database: str, table_dir: str, staging: Optional[Path], dead: Optional[str] = None) -> Case:
+    """Everything that can be found out about a batch; reads only. `dead` is a run of which nobody is at work."""
+    case = Case(leftover, leftovers.table_of(table_dir))
+    try:
+        case.line = leftovers.rebuilt(store, leftover) or _staged(case, database, staging)
+        if case.line is None:
+            return _nameless(case, here)
+        case.table = case.line["batch"]["schema"], case.line["batch"]["table"]
+        return _look(store, control, here, case, case.line, dead)
+    except (InputError, Mismatch) as error:
+        case.evidence = replace(case.evidence, keys=case.evidence.keys or 0, fresh=False,
+                                trouble=f"what lies in the bucket makes no sense: {error.msg}")
+        return case
+
+
+def _nameless(case: Case, here: witness.Place) -> Case:
+    """No metadata and nothing staged: the upload was cut off early, or something was removed from the bucket."""
+    assert case.leftover.modified is not None
+    fresh = age(case.leftover.modified, here.now) < PATIENCE
+    missing = names.KEYS in case.leftover.suffixes
+    case.evidence = Evidence(transaction=NONE, fresh=fresh and not missing, keys=0 if missing else None,
+                             trouble="it has a key list, but no metadata" if missing else None)
+    return case
+
+
+def _look(store: Store, control: connect.Connection, here: witness.Place, case: Case, line: dict[str, Any],
+          dead: Optional[str]) -> Case:
+    batch, stem = line["batch"], case.leftover.stem
+    intents = leftovers.intents(store, stem)
+    by_hand = batch["txn"] is None and batch["run"] != dead
+    young = by_hand and age(_time(batch["archived_at"]), here.now) < PATIENCE
+    case.evidence = Evidence(transaction=NONE, fresh=young and not intents)
+    key_texts = _key_texts(store, line)
+    if key_texts is None:
+        return case
+    case.evidence = replace(case.evidence, keys=len(key_texts))
+    with witness.snapshot(control):
+        try:
+            table = witness.Table(control, batch)
+        except (ConfigError, PermissionDenied) as error:
+            _ask_status(control, here, case, batch, intents, None)
+            case.evidence = replace(case.evidence, trouble=error.msg)
+            return case
+        _ask_status(control, here, case, batch, intents, table.oid)
+        case.present = table.present(key_texts)
+        same = UNKNOWN
+        if len(case.present) == len(key_texts):
+            digest = table.rows_sha256(key_texts)
+            same = UNKNOWN if digest is None else EQUAL if digest == line["serialized"]["rows_sha256"] else DIFFERS
+    case.evidence = replace(case.evidence, present=len(case.present), content=same)
+    absent = set(range(1, len(key_texts) + 1)).difference(case.present)
+    if absent and case.evidence.transaction in (NONE, ABORTED):
+        case.evidence = replace(case.evidence, accounted=_accounted(store, case, key_texts, absent, intents))
+    return case
+
+
+def _key_texts(store: Store, line: dict[str, Any]) -> Optional[list[bytes]]:
+    """The batch's keys, out of its key list, or of its data where the list is missing; None where both are."""
+    try:
+        return content.key_list(store, line)[1]
+    except NotFound:
+        log.debug("recover.keys", f"{batches.name(line['batch'])} has no key list")
+    try:
+        return content.keys_in_data(store, line)
+    except NotFound:
+        return None
+
+
+def _ask_status(control: connect.Connection, here: witness.Place, case: Case, batch: dict[str, Any], intents: list[dict[str, Any]],
+                table_oid: Optional[int]) -> None:
+    """What the server says of every transaction that could have deleted the batch; the one that counts most decides."""
+    asked = [(intent["xid"], intent["server"], intent) for intent in intents]
+    if batch["txn"] is not None:
+        asked.insert(0, (batch["txn"]["xid"], batch["server"], None))
+    worth = {NONE: 0, ABORTED: 1, UNKNOWN: 2, COMMITTED: 3, IN_PROGRESS: 4}
+    for xid, server, intent in asked:
+        ours = table_oid is not None and witness.is_here(server, here, table_oid)
+        said = witness.status(control, xid) if ours else UNKNOWN
+        if worth[said] >= worth[case.evidence.transaction]:
+            case.evidence = replace(case.evidence, transaction=said)
+            case.xid, case.intent, case.here = xid, intent, ours
+
+
+def _accounted(store: Store, case: Case, key_texts: list[bytes], absent: set[int], intents: list[dict[str, Any]]) -> int:
+    """How many absent rows are explained: gone before a guarded delete began, or in another batch's commit record."""
+    assert case.line is not None
+    batch = case.line["batch"]
+    left = absent.difference(*([place + 1 for place in intent.get("left_out", ())] for intent in intents))
+    wanted = {key_texts[number - 1] for number in left}
+    since = _time(batch["archived_at"]).date() - datetime.timedelta(days=1)
+    table_dir = names.table_dir(store.prefix, batch["database"], batch["schema"], batch["table"])
+    for other in leftovers.batches_since(store, table_dir, since):
+        if not wanted:
+            break
+        if other.recorded:
+            line = index.read_commit(store, other.stem)
+            left_out = set(line.get("deleted", {}).get("left_out", ()))
+            wanted.difference_update(text for place, text in enumerate(content.key_list(store, line)[1]) if place not in left_out)
+    return len(absent) - len(wanted)
+
+
+def _staged(case: Case, database: str, staging: Optional[Path]) -> Optional[dict[str, Any]]:
+    """The line in the batch's staging directory, where the upload was cut before the metadata."""
+    ending = re.search(r"\d{8}T\d{6}Z_batch_\d+$", case.leftover.stem)
+    if staging is None or ending is None:
+        return None
+    schema, table = map(names.percent, case.table)
+    line = staged.line_in(staging / names.percent(database) / f"{schema}.{table}" / ending.group())
+    return line if line is not None and line["serialized"]["stem"] == case.leftover.stem else None
+
+
+def _time(text: str) -> datetime.datetime:
+    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)

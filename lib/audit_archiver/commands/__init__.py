@@ -1,0 +1,1 @@
+"""Commands that are neither a stage nor the driver."""

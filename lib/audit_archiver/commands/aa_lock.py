@@ -1,0 +1,223 @@
+"""Run a command of somebody else's under the lock of a database or table, show who holds the lock, or break it.
+
+`aa-lock -- COMMAND` keeps every aa- command out of the database, or of the tables named, while COMMAND runs; it ends with
+COMMAND's exit code. The lock is a PostgreSQL advisory lock of a session: it cannot be left behind, since it ends with the
+session, and it cannot go stale, since the server frees it when the session is gone. The aa- commands take the lock
+themselves: inside aa-lock they exit 4 and say so. Reads and writes no table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any, Optional, Sequence
+
+from audit_archiver import cli, config, exits, log
+from audit_archiver.cli import Command
+from audit_archiver.config.model import Config, Database, Table
+from audit_archiver.exits import ArchiverError, ConfigError, Failed, NetworkError
+from audit_archiver.postgres import connect, lock_holders, locks
+from audit_archiver.preflight.plan import Selection, selected
+
+NAME = "aa-lock"
+HEARTBEAT_S = 30.0
+END_GRACE_S = 10.0
+
+Chosen = list[tuple[Database, Optional[list[Table]]]]
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command."""
+    return cli.run(NAME, build_parser, run, argv, own_signals=True)
+
+
+def build_parser() -> cli.Parser:
+    """The options."""
+    parser = cli.parser(NAME, __doc__)
+    parser.add_argument("--database", metavar="DB", action="append", default=[], type=cli.text,
+                        help="this database only; may be repeated (default: every configured one)")
+    parser.add_argument("--table", metavar="[SCHEMA.]TABLE", action="append", default=[], type=cli.text,
+                        help="this table only, not the whole database; may be repeated")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--show", action="store_true", help="say who holds the lock, and since when")
+    what.add_argument("--break", action="store_true", dest="break_", help="end the sessions that hold the lock; asks on a terminal")
+    parser.add_argument("--output", choices=("text", "json"),
+                        help="form of what --show and --break write (default: text on a terminal, json elsewhere)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments, after --")
+    return parser
+
+
+def run(command: Command) -> int:
+    """Show, break, or lock and run."""
+    args = command.args
+    argv = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if bool(argv) == (args.show or args.break_):
+        raise ConfigError("give a command after --, or --show, or --break", hint=f"see '{NAME} --help'")
+    settings = config.load(args.config, command.env)
+    log.set_level(settings.observability.log_level)
+    log.set_style(settings.observability.log_format)
+    found = selected(settings, Selection(databases=tuple(args.database), tables=tuple(args.table)))
+    chosen: Chosen = [(database, tables if args.table else None) for database, tables in found]
+    if argv:
+        return _run_locked(command, chosen, argv)
+    if args.show:
+        _tell(command, [look(settings, *each) for each in chosen])
+        return exits.OK
+    return _break(command, settings, chosen)
+
+
+def _run_locked(command: Command, chosen: Chosen, argv: list[str]) -> int:
+    controls: list[connect.Connection] = []
+    try:
+        for database, tables in chosen:
+            control = connect.connect(database, purpose=locks.AA_LOCK)
+            controls.append(control)
+            what = f"database '{database.name}'"
+            locks.take(control, None if tables is None else [_oid(control, table) for table in tables], what)
+            log.info("lock.taken", f"{what if tables is None else ', '.join(table.label for table in tables)} is locked",
+                     database=database.name)
+        code = _Child(argv, command.env, controls).wait()
+    finally:
+        for control in controls:
+            control.close()
+    if code:
+        log.error("lock.command", f"'{os.path.basename(argv[0])}' ended with {code}, which is its own exit code: the lock was held until then",
+                  code=code)
+    return code
+
+
+class _Child:
+    """The command under the lock. Signals are passed on to it; it is ended if the lock is lost."""
+
+    def __init__(self, argv: list[str], env: Any, controls: list[connect.Connection]) -> None:
+        self._controls = controls
+        try:
+            self._process = subprocess.Popen(argv, env=dict(env))
+        except OSError as error:
+            raise ConfigError(f"cannot run '{argv[0]}': {error.strerror}") from None
+        self._ended, end = os.pipe()
+        threading.Thread(target=self._reap, args=(end,), name="command", daemon=True).start()
+        if threading.current_thread() is threading.main_thread():
+            for signum in cli.STOP_SIGNALS:
+                signal.signal(signum, self._pass_on)
+
+    def wait(self) -> int:
+        """The command's exit code, 128 + n if a signal ended it. Raises NetworkError if the lock was lost meanwhile."""
+        poller = select.poll()
+        poller.register(self._ended, select.POLLIN)
+        for control in self._controls:
+            poller.register(control.fileno(), select.POLLIN)
+        try:
+            while True:
+                ready = [descriptor for descriptor, _ in poller.poll(HEARTBEAT_S * 1000)]
+                if self._ended in ready:
+                    code = self._process.wait()
+                    return 128 - code if code < 0 else code
+                for control in self._controls:
+                    connect.scalar(control, "SELECT 1")
+        except ArchiverError as error:
+            self._end()
+            raise NetworkError(f"the lock was lost while the command ran: {error.msg}",
+                               hint="the command was ended; another run may have begun") from None
+        finally:
+            os.close(self._ended)
+
+    def _reap(self, end: int) -> None:
+        self._process.wait()
+        os.close(end)
+
+    def _pass_on(self, signum: int, _frame: Any) -> None:
+        """A terminal's Ctrl-C reaches the command by itself."""
+        if self._process.poll() is None and not (signum == signal.SIGINT and sys.stdin is not None and sys.stdin.isatty()):
+            self._process.send_signal(signum)
+
+    def _end(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(END_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def look(settings: Config, database: Database, tables: Optional[list[Table]]) -> dict[str, Any]:
+    """Who holds the keys of one database, as the report has it."""
+    control = connect.connect(database, purpose="show")
+    try:
+        found = _holders(control, tables)
+    finally:
+        control.close()
+    limit = settings.locking.lock_timeout_minutes * 60
+    return {"database": database.name, "holders": [{**each.as_json(), "words": each.words, "overdue": each.age_s > limit} for each in found]}
+
+
+def _break(command: Command, settings: Config, chosen: Chosen) -> int:
+    """End every session that holds a key; without it the server frees the lock and rolls its transaction back."""
+    report = [look(settings, *each) for each in chosen]
+    names = [holder["words"] for each in report for holder in each["holders"]]
+    if names and sys.stdin is not None and sys.stdin.isatty() and command.stdin is not None and not _asked(names):
+        raise Failed("nothing was ended")
+    for each, (database, tables) in zip(report, chosen):
+        pids = [holder["pid"] for holder in each["holders"]]
+        control = connect.connect(database, purpose="break")
+        try:
+            ended: list[int] = []
+            for label in [None] if tables is None else [table.label for table in tables]:
+                ended += lock_holders.end(control, pids, label) if pids else []
+        finally:
+            control.close()
+        for holder in each["holders"]:
+            holder["ended"] = holder["pid"] in ended
+            if holder["ended"]:
+                log.warning("lock.broken", f"{database.name}: backend {holder['pid']} ('{holder['application']}') was ended; "
+                            "what it had not committed is rolled back", pid=holder["pid"])
+    _tell(command, report)
+    return exits.OK
+
+
+def _asked(names: list[str]) -> bool:
+    """One question on a terminal."""
+    sys.stderr.write("".join(f"{name}\n" for name in names) + f"end {len(names)} session{'s' if len(names) > 1 else ''}? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _tell(command: Command, report: list[dict[str, Any]]) -> None:
+    if command.args.quiet:
+        return
+    form = command.args.output or ("text" if command.sink.stream.isatty() else "json")
+    if form == "json":
+        command.sink.emit({"format": "aa-lock", "version": 1, "databases": [
+            {**each, "holders": [{key: value for key, value in holder.items() if key != "words"} for holder in each["holders"]]}
+            for each in report]})
+        return
+    for each in report:
+        lines = [shown(each["database"], holder) for holder in each["holders"]]
+        command.sink.write("".join(f"{line}\n" for line in lines or [f"{each['database']}: not locked"]).encode())
+
+
+def shown(database: str, holder: dict[str, Any]) -> str:
+    """The line of one session for a person."""
+    place = f"{database}: " + (f"table {holder['table']} " if holder["table"] else "")
+    end = " - ended" if holder.get("ended") else " - longer than locking.lock_timeout_minutes" if holder["overdue"] else ""
+    return f"{place}{holder['words']}{end}"
+
+
+def _holders(control: connect.Connection, tables: Optional[list[Table]]) -> list[lock_holders.Holder]:
+    if tables is None:
+        return lock_holders.holders(control)
+    found = [holder for table in tables for holder in lock_holders.holders(control, table.label)]
+    return list(dict.fromkeys(found))
+
+
+def _oid(control: connect.Connection, table: Table) -> int:
+    found = connect.rows(control, "SELECT c.oid::bigint FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+                         "WHERE n.nspname = %s AND c.relname = %s", (table.schema, table.name))
+    if not found:
+        raise ConfigError(f"table '{table.label}' does not exist", at=table.at)
+    return int(found[0][0])

@@ -1,0 +1,160 @@
+"""What a configuration says, as plain frozen objects: the only form in which the rest of the program sees it.
+
+`S3` and `Database` are self-contained: an object store or a connection can be opened from one of them alone.
+Seconds, megabytes and days stand in the names. `at` is the FILE:LINE where a thing is configured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+from audit_archiver.config.credentials import Secret
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table to archive; every default is resolved (table > database > defaults, REQ-CFG-002)."""
+
+    name: str
+    timestamp: str
+    key: tuple[str, ...]
+    schema: str = "public"
+    retention_days: int = 90
+    safety_buffer_days: int = 1
+    batch_size: int = 10_000
+    sleep_s: float = 2
+    vacuum: str = "standard"
+    critical: bool = False
+    classification: Optional[str] = None
+    cascade: str = "refuse"
+    at: Optional[str] = None
+
+    @property
+    def label(self) -> str:
+        """schema.table, as messages write it."""
+        return f"{self.schema}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Database:
+    """One database: where it is, who we are there, and its tables."""
+
+    name: str
+    dbname: str = ""
+    host: Optional[str] = None
+    port: int = 5432
+    user: Optional[str] = None
+    password: Optional[Secret] = None
+    sslmode: Optional[str] = None
+    sslrootcert: Optional[str] = None
+    sslcert: Optional[str] = None
+    sslkey: Optional[str] = None
+    read_replica: Optional[str] = None
+    lock_timeout_s: float = 10
+    transaction_timeout_s: float = 1800
+    fsync_off: str = "refuse"
+    tables: tuple[Table, ...] = ()
+    at: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        if not self.dbname:
+            object.__setattr__(self, "dbname", self.name)
+
+    def table(self, schema: str, name: str) -> Optional[Table]:
+        """The configured table of that name, or None."""
+        return next((each for each in self.tables if (each.schema, each.name) == (schema, name)), None)
+
+
+@dataclass(frozen=True)
+class S3:
+    """The bucket and how to reach it. What is None is left to the AWS defaults (instance role, region of the host)."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: Optional[str] = None
+    region: Optional[str] = None
+    storage_class: Optional[str] = None
+    encryption: Optional[str] = None
+    kms_key_id: Optional[str] = None
+    profile: Optional[str] = None
+    access_key_id: Optional[str] = None
+    secret_access_key: Optional[Secret] = None
+    session_token: Optional[Secret] = None
+    addressing_style: str = "auto"
+    ca_bundle: Optional[str] = None
+    multipart_threshold_mb: float = 10
+    multipart_part_mb: float = 5
+    compression_level: int = 6
+    verify: str = "read"
+    local_fallback_dir: Optional[Path] = None
+    retries: int = 3
+    retry_base_s: float = 2
+    retry_max_s: float = 30
+    connect_timeout_s: float = 10
+    read_timeout_s: float = 60
+    at: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Locking:
+    """Who may run beside whom: PostgreSQL advisory locks, per database or per table."""
+
+    enabled: bool = True
+    backend: str = "postgres"
+    mode: str = "held"
+    scope: str = "database"
+    lock_timeout_minutes: float = 120
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Upper bounds of what a run may take."""
+
+    max_row_mb: float = 256
+    max_memory_mb: float = 500
+    max_connections_per_db: int = 5
+
+
+@dataclass(frozen=True)
+class Observability:
+    """How the log looks."""
+
+    log_level: str = "INFO"
+    log_format: str = "auto"
+
+
+@dataclass(frozen=True)
+class Compliance:
+    """The bounds that every retention must keep (REQ-CMP-001, 002); None when they are switched off."""
+
+    min_retention_days: Optional[int] = 7
+    max_retention_days: Optional[int] = 2555
+    enforce_encryption: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration. `warnings` are sentences with their FILE:LINE, for the log of the command that starts a run."""
+
+    path: str
+    s3: S3
+    databases: tuple[Database, ...]
+    staging_dir: Optional[Path] = None
+    in_flight_batches: int = 2
+    roundtrip: str = "first"
+    locking: Locking = field(default_factory=Locking)
+    resources: Resources = field(default_factory=Resources)
+    observability: Observability = field(default_factory=Observability)
+    compliance: Compliance = field(default_factory=Compliance)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def verify_how(self) -> str:
+        """read (compare content) or head (compare existence and size)."""
+        return self.s3.verify
+
+    def database(self, name: str) -> Optional[Database]:
+        """The configured database of that name, or None."""
+        return next((each for each in self.databases if each.name == name), None)

@@ -1,0 +1,1 @@
+"""What composes the stages: aa-archive and aa-txn."""

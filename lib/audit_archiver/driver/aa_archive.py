@@ -1,0 +1,245 @@
+"""Archive every configured table: lock, check, recover, plan, move batch by batch, record, vacuum, report.
+
+Cron's entry point. Reads the configuration; moves rows older than their retention to the bucket in the strict
+order FETCH, UPLOAD, VERIFY, DELETE, COMMIT; writes a report. It holds the transactions and runs the same stages
+that a person can run by hand. Killed at any point, the next run finds out what happened and goes on; archived
+rows are gone from the table, so a rerun never archives a row twice.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from dataclasses import replace
+from typing import Any, Optional, Sequence
+
+from audit_archiver import cli, config, exits, lines, log
+from audit_archiver.catalogue.recover import Recoverer, recoverer
+from audit_archiver.cli import Command
+from audit_archiver.config.model import Config, Database, Table
+from audit_archiver.driver import dry_run, pipeline, progress, report, results, summary, vacuum, validate
+from audit_archiver.driver.ask import confirm
+from audit_archiver.driver.database_run import DatabaseRun
+from audit_archiver.driver.leftover import still_referenced
+from audit_archiver.exits import ArchiverError
+from audit_archiver.holder.session import DatabaseSession, Recover
+from audit_archiver.objectstore.client import Store, open_store
+from audit_archiver.points import point
+from audit_archiver.postgres import catalog
+from audit_archiver.postgres.space import Space
+from audit_archiver.preflight import checks, findings
+from audit_archiver.preflight.findings import Finding
+from audit_archiver.preflight.plan import Note, Selection, plan_database, selected
+from audit_archiver.stages import aa_plan
+
+NAME = "aa-archive"
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command."""
+    return cli.run(NAME, build_parser, run, argv)
+
+
+def build_parser() -> cli.Parser:
+    """The options."""
+    parser = cli.parser(NAME, __doc__)
+    aa_plan.add_selection(parser)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="change nothing; show what would be archived and the exact SQL")
+    mode.add_argument("--validate-only", action="store_true", help="check configuration, databases and bucket, and stop")
+    parser.add_argument("--vacuum-full", action="store_true", help="VACUUM FULL each archived table afterwards: it locks the table exclusively")
+    parser.add_argument("--force", action="store_true", help="do not ask before deleting")
+    parser.add_argument("--output", choices=("text", "json"), help="form of the report on stdout (default: text on a terminal, json elsewhere)")
+    return parser
+
+
+def run(command: Command) -> int:
+    """Archive database after database; one that fails does not stop the next (REQ-DB-005)."""
+    settings = config.load(command.args.config, command.env)
+    log.set_level(settings.observability.log_level)
+    chosen = aa_plan.selection(command.args, exact=True)
+    wanted = selected(settings, chosen)
+    run_id = aa_plan.new_run(command.env)
+    log.bind(run_id=run_id)
+    for warning in settings.warnings:
+        log.warning("config.warning", warning)
+    if command.args.validate_only or command.args.dry_run:
+        return _look_only(command, settings, wanted, chosen, run_id)
+    store = open_store(settings)
+    store.check_bucket()
+    archive = Archive(command, settings, store, chosen, run_id)
+    if not archive.may_begin(wanted):
+        log.error("declined", "nothing was archived: the question was not answered with yes")
+        return exits.CONFIG
+    archive.signals = pipeline.Signals()  # only now: a Ctrl-C at the question ends it at once
+    for database, tables in wanted:
+        if not archive.signals.count:
+            archive.database(database, tables)
+    return archive.end()
+
+
+def _look_only(command: Command, settings: Config, wanted: Sequence[tuple[Database, list[Table]]], chosen: Selection, run_id: str) -> int:
+    """--validate-only and --dry-run: nothing is locked, archived or deleted."""
+    text = _as_text(command)
+    write = (lambda data: None) if command.args.quiet else command.sink.write
+    if command.args.validate_only:
+        return validate.run(settings, wanted, config.staging_root(settings, None, command.env), write=write, text=text)
+    return dry_run.run(settings, wanted, chosen, run_id, write=write, text=text, show_row=command.args.verbose > 0)
+
+
+def _as_text(command: Command) -> bool:
+    return (command.args.output or ("text" if command.sink.stream.isatty() else "json")) == "text"
+
+
+class Archive:
+    """One run over all chosen databases: what it is doing, and what it came to."""
+
+    def __init__(self, command: Command, settings: Config, store: Store, chosen: Selection, run_id: str) -> None:
+        self._args, self._env, self._settings, self._store = command.args, command.env, settings, store
+        self._sink, self._chosen, self._run_id = command.sink, chosen, run_id
+        self._style = progress.style_of(sys.stderr, self._args.quiet, self._args.log_format)
+        self._progress = progress.Progress(sys.stderr, self._style)
+        self._text = _as_text(command) and not self._args.quiet
+        self._began = time.monotonic()
+        self._run = results.Run(run_id, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), settings.s3.bucket, settings.s3.prefix)
+        self.signals = pipeline.Signals(install=False)
+        self._plan_shown = False
+        self._run.warnings += [results.Warned(warning) for warning in settings.warnings]
+        if self._style == progress.BAR:
+            log.before_each(self._progress.clear)
+            if not self._args.verbose:
+                log.set_level("WARNING")  # the bar says what the lines of the log would
+
+    def may_begin(self, wanted: Sequence[tuple[Database, list[Table]]]) -> bool:
+        """Show the plan and ask the one question, on a terminal without --force; planning reads only."""
+        if self._args.force or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return True
+        planned: list[dict[str, Any]] = []
+        for database, tables in wanted:
+            jobs = plan_database(database, self._settings, self._run_id, self._chosen, tables=tables).jobs
+            for line in (report.head(self._run_id, database, None, self._settings.s3), *report.plan(jobs)):
+                self._progress.above(line)
+            planned += jobs
+        self._plan_shown = True
+        rows, tables_with_rows = report.planned_rows(planned)
+        return confirm(rows, tables_with_rows, force=False, stdin=sys.stdin, stderr=sys.stderr)
+
+    def database(self, database: Database, tables: list[Table]) -> None:
+        """Lock, recover, plan, archive, record and vacuum one database."""
+        sizes: dict[tuple[str, str], Space] = {}
+        left: dict[tuple[str, str], Note] = {}
+        made = results.DatabaseResult(database.name, report.host(database), [])
+        found: list[Finding] = []
+
+        def plan(session: DatabaseSession) -> list[dict[str, Any]]:
+            first = made.server is None
+            chosen = self._chosen if first else replace(self._chosen, exact=False)  # an attempt counts nothing again
+            planned = plan_database(database, self._settings, self._run_id, chosen, tables=tables, connection=session.control)
+            if not first:
+                return planned.jobs
+            made.server = catalog.version(session.control.server_version)
+            found.extend(self._check(session, database, tables))
+            jobs = checks.refuse(planned.jobs, found)
+            sizes.update(vacuum.sizes(session.control, tables))
+            head, shown = report.head(self._run_id, database, made.server, self._settings.s3), report.plan(jobs)
+            recovered = [f"recovered: {words}" for words in made.recovered]
+            self._say(*(recovered if self._plan_shown else [head, *recovered, *shown]))
+            for note in planned.notes:
+                (log.warning if note.warning else log.info)(note.event, note.msg, **note.fields)
+                if note.warning:
+                    self._run.warnings.append(results.Warned(note.msg, database=database.name, table=note.fields.get("table")))
+                if note.event == "plan.left":
+                    left[note.fields["table"]] = note
+            self._progress.expect(jobs)
+            return jobs
+
+        recover = recoverer(self._settings, self._store, self._run_id, config.staging_root(self._settings, None, self._env))
+        part = DatabaseRun(self._settings, database, self._run_id, self._env, self._flags(), self._noting(recover, made.recovered),
+                           plan, self.signals, lambda part: self._progress.tick(part.notes))
+        part.archive()
+        self._progress.close(part.notes)
+        if part.failure is None and part.wrote and recover.end(database, NAME):
+            point("archive.end.put")
+        jobs = part.jobs or [_unplanned(self._run_id, database, table, part.failure) for table in tables]
+        made.tables = results.table_results(jobs, part.notes, failing=[key for key, _ in part.left], failure=part.failure,
+                                            stopped=bool(self.signals.count))
+        self._vacuum(database, part, made, sizes)
+        referenced = {(each.schema, each.table) for each in found if (each.check, each.status) == ("table.references", findings.WARN)}
+        counts = still_referenced(database, [job for job in part.jobs if (job["schema"], job["table"]) in referenced], run=self._run_id)
+        for table in made.tables:
+            table.referenced = counts.get((table.database, table.schema, table.table), 0)
+            note = left.get(table.label)
+            if note is not None:
+                table.null_timestamps, table.infinite_timestamps = note.fields["null_timestamps"], note.fields["infinite_timestamps"]
+        self._run.databases.append(made)
+
+    def end(self) -> int:
+        """Report, and the exit code of Appendix D for all that was done."""
+        run = self._run
+        run.seconds = time.monotonic() - self._began
+        run.exit = results.exit_code(run.tables)
+        if self.signals.count:
+            run.stopped_by, run.exit = signal.Signals(self.signals.first or 0).name, self.signals.exit_code
+        if not self._args.quiet:
+            self._sink.write("".join(f"{line}\n" for line in report.closing(run)).encode() if self._text
+                             else lines.dump(summary.build(run)))
+        if run.exit and self._text and self._style == progress.BAR:
+            return run.exit  # the same terminal has just shown it
+        if run.exit:
+            log.error("run.end", report.last_line(run), detail="; ".join(report.failures(run)) or None, code=run.exit)
+        else:
+            log.info("run.end", report.last_line(run), code=run.exit)
+        return run.exit
+
+    def _vacuum(self, database: Database, part: DatabaseRun, made: results.DatabaseResult, sizes: dict[tuple[str, str], Space]) -> None:
+        """After the pipeline, and not after a signal (pt-archiver's habit): whoever stops us wants us gone."""
+        began = time.monotonic()
+        if not self.signals.count:
+            reclaimed = vacuum.after(database, part.notes.values(), sizes, run=self._run_id, full=self._args.vacuum_full,
+                                     verbose=self._args.verbose > 1)
+            for table in made.tables:
+                table.reclaimed = reclaimed.get((table.database, table.schema, table.table))
+                if table.reclaimed is not None and table.reclaimed.problem:
+                    self._run.warnings.append(results.Warned(table.reclaimed.problem, table.reclaimed.hint, database.name, table.label))
+            point("archive.vacuumed")
+        made.phases = {**part.timings, "vacuum": time.monotonic() - began}
+
+    def _check(self, session: DatabaseSession, database: Database, tables: list[Table]) -> list[Finding]:
+        """What the preflight finds before the first batch; warnings are said, the caller refuses what failed."""
+        found = checks.of_database(session.control, database, tables)
+        for finding in found:
+            if finding.status == findings.WARN:
+                title = f"{finding.schema}.{finding.table}: " if finding.table else f"{database.name}: "
+                log.warning("check.warning", title + finding.text, hint=finding.remedy, check=finding.check)
+                self._run.warnings.append(results.Warned(finding.text, finding.remedy, finding.database,
+                                                         f"{finding.schema}.{finding.table}" if finding.table else None))
+        return found
+
+    def _noting(self, recover: Recoverer, said: list[str]) -> Recover:
+        """Recovery for the holder, which also notes in words what it did."""
+        def noting(database: Database, control: Any, tables: Any) -> dict[tuple[str, str], str]:
+            point("archive.locked")
+            held = recover(database, control, tables)
+            words = recover.outcomes[database.name][-1].said()
+            said.extend([words] if words else [])
+            return held
+
+        return noting
+
+    def _say(self, *texts: str) -> None:
+        if self._text:
+            for text in texts:
+                self._sink.write(text.encode() + b"\n")
+
+    def _flags(self) -> list[str]:
+        """What the stages are told: on a terminal only their errors, so that the bar stands alone."""
+        if self._args.quiet or self._style == progress.BAR:
+            return ["-q", "--log-format", self._args.log_format]
+        return ["--log-format", self._args.log_format] + ["-v"] * self._args.verbose
+
+
+def _unplanned(run_id: str, database: Database, table: Table, failure: Optional[ArchiverError]) -> dict[str, Any]:
+    """A job for the report of a table that was never planned, because its database could not be used."""
+    why = {"code": failure.code if failure else exits.FAILED, "msg": str(failure or "the run was stopped before it was planned")}
+    return {"run": run_id, "database": database.name, "schema": table.schema, "table": table.name, "refused": why}

@@ -1,0 +1,87 @@
+"""locking.mode late: the same pipeline without a holder, so that no lock is held while a batch is uploaded.
+
+Each batch is exported under one snapshot and deleted by aa-delete's guarded path, which locks the keys, compares
+every row with the archive and commits in one short transaction. aa-record follows in the same pipe; what comes
+out of it is recorded, and is all that counts here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from typing import Any, Callable, Optional, Sequence
+
+from audit_archiver import lines
+from audit_archiver.driver import pipeline
+from audit_archiver.exits import TABLE, ArchiverError, Failed
+from audit_archiver.formats import batch as batches
+from audit_archiver.holder.notes import JobKey, JobNotes
+
+END_GRACE_S = 600.0
+
+
+def run(processes: Sequence[subprocess.Popen[bytes]], notes: dict[JobKey, JobNotes], signals: pipeline.Signals,
+        tick: Callable[[], None]) -> Optional[ArchiverError]:
+    """Book every recorded batch that comes out of the last of `processes`; why the pipeline failed, or None."""
+    output = processes[-1].stdout
+    assert output is not None
+    began = time.monotonic()
+    for each in notes.values():
+        each.first_at = each.first_at or began
+    try:
+        _book_all(output.fileno(), processes, notes, signals, tick)
+        deadline = time.monotonic() + END_GRACE_S
+        for process in processes:
+            process.wait(max(0.1, deadline - time.monotonic()))
+    except ArchiverError as error:
+        return error
+    except subprocess.TimeoutExpired as error:
+        return Failed(f"'{pipeline.title(processes[-1])}' ended, but another stage did not within {error.timeout:.0f} s")
+    finally:
+        pipeline.end(processes)
+        output.close()
+    return _verdict(processes)
+
+
+def _book_all(output: int, processes: Sequence[subprocess.Popen[bytes]], notes: dict[JobKey, JobNotes],
+              signals: pipeline.Signals, tick: Callable[[], None]) -> None:
+    held, drained = b"", False
+    while True:
+        if signals.count >= 2:
+            raise Failed("stopped by a second signal; the batch that was being deleted is rolled back or committed whole")
+        if signals.count and not drained and processes[0].poll() is None:
+            os.killpg(processes[0].pid, signal.SIGTERM)  # nothing new is selected; what was selected is finished
+            drained = True
+        tick()
+        if not lines.wait_readable(output, None, pipeline.POLL_S):
+            continue
+        data = os.read(output, lines.CHUNK_BYTES)
+        if not data:
+            return
+        *whole, held = (held + data).split(b"\n")
+        for text in whole:
+            _book(batches.parse(text + b"\n", needs=("committed", "recorded")), notes)
+
+
+def _book(line: dict[str, Any], notes: dict[JobKey, JobNotes]) -> None:
+    batch = line["batch"]
+    each = notes[(batch["database"], batch["schema"], batch["table"])]
+    each.last_at = time.monotonic()
+    each.rows += line["deleted"]["rows"]
+    each.batches += 1
+    each.bytes += line["serialized"]["data"]["bytes"]
+    each.gz_bytes += line["serialized"]["data"]["gz_bytes"]
+
+
+def _verdict(processes: Sequence[subprocess.Popen[bytes]]) -> Optional[ArchiverError]:
+    """The first stage that failed by itself; those after it only lost their input."""
+    for process in processes:
+        code = process.returncode
+        if code:
+            error = Failed(f"'{pipeline.title(process)}' ended with code {code}", hint="its own log says why")
+            error.code = code if code in TABLE and 0 < code < 128 else error.code
+            error.retry = code == 7
+            return error
+    return None

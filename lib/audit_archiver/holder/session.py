@@ -1,0 +1,159 @@
+"""The holder's connections to one database: the control connection with the lock, and batch connections.
+
+The control connection holds K1 from the first begin of the database until the end; recovery runs between
+"K2 exclusive granted" and the first batch, so it never meets a living transaction (design, sections 3 and 5).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Callable, Optional
+
+from audit_archiver import log
+from audit_archiver.config.model import Config, Database
+from audit_archiver.exits import ArchiverError, ConfigError, Retryable
+from audit_archiver.postgres import catalog, connect, locks
+from audit_archiver.postgres.rows_sql import Statements, Window
+from audit_archiver.postgres.transaction import Transaction
+
+CANCEL_WITHIN_S = 5.0
+SETTLE_S = 4.0
+
+# recover(database, control connection, tables or None for all) -> {(schema, table): why it is held}
+Recover = Callable[[Database, connect.Connection, Optional[list[tuple[str, str]]]], dict[tuple[str, str], str]]
+
+
+@dataclass
+class Plan:
+    """A job's table as this holder archives it."""
+
+    shape: catalog.Shape
+    statements: Statements
+    server: dict[str, Any]
+    scope_oid: Optional[int]
+    cascade: bool = False
+    leave: list[str] = field(default_factory=list)
+    checked_once: bool = False
+
+
+class DatabaseSession:
+    """Connections, lock and plans of one database. Its methods may be called from several threads."""
+
+    def __init__(self, config: Config, database: Database, run: str, recover: Recover) -> None:
+        self.config, self.database, self.run = config, database, run
+        self._recover = recover
+        self._free: list[Transaction] = []
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._locked_tables: dict[int, tuple[str, str]] = {}
+        self._guard = threading.RLock()
+        self.held: dict[tuple[str, str], str] = {}
+        self.control = connect.connect(database, purpose="control", run=run)
+        self.control_pid = self.control.info.backend_pid
+        try:
+            locks.take(self.control, [] if self.per_table else None, self._title)
+        except BaseException:
+            self.control.close()
+            raise
+        try:
+            if not self.per_table:
+                self.held = recover(database, self.control, None)
+        except BaseException:
+            self._end_control()
+            raise
+
+    @property
+    def per_table(self) -> bool:
+        """True if the lock's scope is a table (locking.scope)."""
+        return self.config.locking.scope == "table"
+
+    @property
+    def _title(self) -> str:
+        return f"database '{self.database.name}'"
+
+    def plan(self, job: dict[str, Any], leave: list[str]) -> Plan:
+        """The plan of `job`, made at its first begin. Raises ConfigError, Retryable (changed since planned) and others."""
+        name = job["schema"], job["table"]
+        asked = *name, tuple(job["key"]), job["timestamp"], job["cutoff"], job["start"], job["end"], job["shape_sha256"]
+        with self._guard:
+            if asked not in self._plans:
+                configured = self.database.table(*name)
+                shape = catalog.shape(self.control, *name, tuple(job["key"]), job["timestamp"], getattr(configured, "at", None))
+                if shape.sha256 != job["shape_sha256"]:
+                    raise Retryable(f"table '{shape.title}' changed after it was planned", hint="it is planned anew")
+                if self.per_table and shape.oid not in self._locked_tables:
+                    locks.take(self.control, [shape.oid], f"'{shape.title}' in {self._title}")
+                    self.held.update(self._recover(self.database, self.control, [name]))
+                    self._locked_tables[shape.oid] = name
+                self._plans[asked] = Plan(
+                    shape, Statements(shape, Window(job["cutoff"], job["start"], job["end"])), catalog.server(self.control, shape.oid),
+                    shape.oid if self.per_table else None, getattr(configured, "cascade", "refuse") == "acknowledged", leave)
+            if name in self.held:
+                raise ConfigError(f"table '{name[0]}.{name[1]}' is held back: {self.held[name]}",
+                                  hint="'aa-delete --explain' lists the rows in question, 'aa-recover --decide' settles it")
+            return self._plans[asked]
+
+    def transaction(self, plan: Plan) -> Transaction:
+        """A begun transaction for `plan`, on a connection of its own."""
+        with self._guard:
+            transaction = self._free.pop() if self._free else None
+        if transaction is None:
+            transaction = Transaction(connect.connect(self.database, purpose="batch", run=self.run,
+                                                      transaction_timeout_s=self.database.transaction_timeout_s), cancel=self._cancel)
+        try:
+            transaction.prepare(plan.statements)
+            transaction.begin(lambda batch: locks.enter(batch, plan.scope_oid, self._title))
+        except BaseException:
+            transaction.connection.close()
+            raise
+        return transaction
+
+    def give_back(self, transaction: Transaction) -> None:
+        """Keep the connection of an ended transaction for the next batch."""
+        with self._guard:
+            if transaction.connection.closed == 0:
+                self._free.append(transaction)
+
+    def lock_is_ours(self, transaction: Transaction, plan: Plan) -> bool:
+        """True if our own control backend still holds K1, asked inside the deleting transaction (C3)."""
+        return locks.still_held(transaction.connection, self.control_pid, plan.scope_oid)
+
+    def waiting_ddl(self, pids: list[int]) -> Optional[str]:
+        """The application that waits for an ACCESS EXCLUSIVE lock behind one of our backends `pids`, if any."""
+        found = connect.rows(self.control, (
+            "SELECT a.application_name || ' (backend ' || a.pid || ')' FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
+            "WHERE NOT l.granted AND l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IN "
+            "(SELECT w.pid FROM pg_locks w WHERE NOT w.granted) AND pg_blocking_pids(l.pid) && %s LIMIT 1"), (pids,))
+        return found[0][0] if found else None
+
+    def close(self) -> None:
+        """End every connection; the server releases K1, and K2 before it: who starts next shall find nobody's transaction."""
+        with self._guard:
+            for transaction in self._free:
+                transaction.connection.close()
+            self._free.clear()
+            self._end_control()
+
+    def _end_control(self) -> None:
+        """For who holds K1 only: to others' K2 this would look like a driver that starts."""
+        try:
+            scopes = [*self._locked_tables] if self.per_table else None
+            connect.within(self.control, SETTLE_S, lambda: locks.give_up(self.control, scopes, SETTLE_S / 2))
+        except ArchiverError as error:
+            log.debug("control.close", f"the control connection was gone already: {error.msg}")
+        self.control.close()
+
+    def _cancel(self, batch: connect.Connection) -> None:
+        """Have the server cancel what runs on `batch`; if it cannot be asked, break the connection off."""
+        if batch.closed:
+            return
+        try:
+            connect.within(self.control, CANCEL_WITHIN_S, lambda: connect.scalar(
+                self.control, "SELECT pg_cancel_backend(%s)", (batch.info.backend_pid,)))
+        except ArchiverError:
+            connect.cut(batch)
+
+
+def scope_error(error: ArchiverError, per_table: bool) -> bool:
+    """True for an error at begin or lock that belongs to one job alone; the network and the database's lock concern all."""
+    return error.code != 7 and (error.code != 4 or per_table)

@@ -1,0 +1,1 @@
+"""Everything that speaks S3; the only package that imports boto3."""

@@ -1,0 +1,41 @@
+"""Named test points: a process stops itself where a test wants to see it die.
+
+`AA_TEST_POINT=upload.data.put:3` stops the process with SIGSTOP at the third passage of that point;
+`AA_TEST_POINT=upload.data.put` at the first. The test sees the stop, then kills or continues it. Without
+the variable a point costs one comparison. `POINTS` lists every name, so that the crash tests sweep them all
+and a misspelt name fails at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+POINTS = (
+    "select.begun", "select.locked", "select.copied",
+    "serialize.data.written", "serialize.staged",
+    "upload.start.put", "upload.data.before", "upload.data.put", "upload.metadata.put", "upload.manifest.put",
+    "verify.data.read", "verify.done",
+    "delete.before", "delete.done",
+    "guarded.locked", "guarded.compared", "guarded.intent.put", "guarded.deleted", "guarded.committed",
+    "holder.lock.done", "holder.copy.half", "holder.delete.before", "holder.delete.done",
+    "holder.commit.before", "holder.commit.sent", "holder.commit.done", "holder.line.passed",
+    "record.before", "record.commit.put", "record.index.put", "record.staging.removed",
+    "archive.locked", "archive.recovered", "archive.pipeline.started", "archive.pipeline.ended",
+    "archive.end.put", "archive.vacuumed",
+    "recover.decided", "recover.record.put", "recover.abandon.put", "recover.end.put",
+)
+
+_wanted, _, _count = os.environ.get("AA_TEST_POINT", "").partition(":")
+_left = int(_count or 1)
+
+
+def point(name: str) -> None:
+    """Stop this process with SIGSTOP if the test asked for this passage of `name`."""
+    global _left
+    if name != _wanted:
+        return
+    assert name in POINTS, name
+    _left -= 1
+    if _left == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)

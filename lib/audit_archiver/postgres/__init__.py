@@ -1,0 +1,1 @@
+"""Everything that speaks SQL; the only package that imports psycopg2."""

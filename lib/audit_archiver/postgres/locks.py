@@ -1,0 +1,129 @@
+"""The two advisory keys of a lock scope (design, section 3; postgres.md C2, C3).
+
+K1 is the driver's session lock on its control connection. K2 is taken shared by every batch transaction; a
+starting driver takes it exclusively for a moment, which proves that no transaction of an earlier driver is
+alive. The scope is a database, or tables of it; both scopes meet at the database's own key, so that a run per
+table and a run per database exclude each other.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Optional, Sequence
+
+from audit_archiver.exits import LockHeld
+from audit_archiver.postgres import connect
+
+K1_CLASS = 0x61610001
+K2_CLASS = 0x61610002
+DATABASE = 0
+AA_LOCK = "aa-lock"  # the purpose of its connection: who meets that lock is told why
+
+_WHO_SQL = """
+SELECT a.pid, a.application_name, coalesce(host(a.client_addr), 'local socket'), a.usename,
+       to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), a.state
+FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.classid = %s AND l.objid = %s AND l.objsubid = 2 AND l.pid <> pg_backend_pid() ORDER BY a.backend_start LIMIT 1
+"""
+
+# whoever holds K2 of the database and of no table: a transaction of a run whose scope was the whole database
+_WHOLE_DATABASE_SQL = """
+SELECT a.pid, a.application_name, coalesce(host(a.client_addr), 'local socket'), a.usename,
+       to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), a.state
+FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.classid = %s AND l.objid = %s AND l.objsubid = 2 AND NOT EXISTS (
+    SELECT FROM pg_locks t WHERE t.locktype = 'advisory' AND t.granted AND t.pid = l.pid AND t.database = l.database
+      AND t.classid = %s AND t.objid <> %s AND t.objsubid = 2)
+ORDER BY a.backend_start LIMIT 1
+"""
+
+_HELD_SQL = """
+SELECT count(*) FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock'
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.classid = %s AND l.objid = %s AND l.objsubid = 2 AND l.pid = %s
+"""
+
+
+def take(control: connect.Connection, table_oids: Optional[Sequence[int]], what: str) -> None:
+    """Take K1 of the scope and prove with K2 that nobody's transaction is left; raises LockHeld naming who it is.
+
+    `table_oids` None is the whole database, which `what` names. The locks live until `control` closes.
+    """
+    if table_oids is None:
+        _k1(control, "pg_try_advisory_lock", DATABASE, what)
+        _k2(control, DATABASE, what)
+        return
+    _k1(control, "pg_try_advisory_lock_shared", DATABASE, what)
+    found = connect.rows(control, _WHOLE_DATABASE_SQL, (K2_CLASS, DATABASE, K2_CLASS, DATABASE))
+    if found:
+        raise LockHeld(f"a transaction of an earlier run of the whole database is still open, which may touch {what}: {_words(found[0])}",
+                       hint="wait until it ends, or end it with 'aa-lock --break'")
+    for oid in sorted(table_oids):
+        _k1(control, "pg_try_advisory_lock", oid, f"table {oid} of {what}")
+        _k2(control, oid, f"table {oid} of {what}")
+
+
+def give_up(control: connect.Connection, table_oids: Optional[Sequence[int]], seconds: float) -> None:
+    """Release K1, after waiting at most `seconds` until no transaction of the scope holds K2 any more.
+
+    A cancelled transaction takes a moment to end, and so does the session of a connection that was closed. Who
+    starts next shall not be refused because of either (REQ-LOCK-014).
+    """
+    deadline = time.monotonic() + seconds
+    for objid in (DATABASE,) if table_oids is None else table_oids:
+        while not connect.scalar(control, "SELECT pg_try_advisory_lock(%s, %s)", (K2_CLASS, _int4(objid))) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    connect.execute(control, "SELECT pg_advisory_unlock_all()")
+
+
+def enter(batch: connect.Connection, table_oid: Optional[int], what: str) -> None:
+    """Take K2 shared in the batch's transaction, until it ends. Raises LockHeld while a driver is starting."""
+    for objid in (DATABASE,) if table_oid is None else (table_oid, DATABASE):  # the table first: see take()
+        if not connect.scalar(batch, "SELECT pg_try_advisory_xact_lock_shared(%s, %s)", (K2_CLASS, _int4(objid))):
+            raise LockHeld(f"another run is starting in {what}: {_who(batch, K2_CLASS, objid)}")
+
+
+def still_held(batch: connect.Connection, control_pid: int, table_oid: Optional[int]) -> bool:
+    """True if the backend `control_pid` still holds K1 of the scope: asked in the transaction that deletes."""
+    objid = DATABASE if table_oid is None else table_oid
+    return connect.scalar(batch, _HELD_SQL, (K1_CLASS, objid, control_pid)) > 0
+
+
+def holder(connection: connect.Connection, table_oid: Optional[int] = None) -> Optional[str]:
+    """Who holds K1 of the scope, in words, or None."""
+    found = connect.rows(connection, _WHO_SQL, (K1_CLASS, DATABASE if table_oid is None else table_oid))
+    return _words(found[0]) if found else None
+
+
+def _k1(control: connect.Connection, function: str, objid: int, what: str) -> None:
+    if not connect.scalar(control, f"SELECT {function}(%s, %s)", (K1_CLASS, _int4(objid))):
+        who = _who(control, K1_CLASS, objid)
+        if f"'audit-archiver {AA_LOCK}" in who:
+            raise LockHeld(f"{what} is locked by aa-lock: {who}",
+                           hint="aa-lock is for foreign commands; the aa- commands take the lock themselves: run them outside it")
+        raise LockHeld(f"{what} is locked by another run: {who}",
+                       hint="wait for it; 'aa-lock --show' names it, 'aa-lock --break' ends it")
+
+
+def _k2(control: connect.Connection, objid: int, what: str) -> None:
+    if not connect.scalar(control, "SELECT pg_try_advisory_lock(%s, %s)", (K2_CLASS, _int4(objid))):
+        raise LockHeld(f"a transaction of an earlier run is still open in {what}: {_who(control, K2_CLASS, objid)}",
+                       hint="wait until it ends, or end it with 'aa-lock --break'")
+    connect.scalar(control, "SELECT pg_advisory_unlock(%s, %s)", (K2_CLASS, _int4(objid)))
+
+
+def _who(connection: connect.Connection, classid: int, objid: int) -> str:
+    found = connect.rows(connection, _WHO_SQL, (classid, objid))
+    return _words(found[0]) if found else "it ended just now; try again"
+
+
+def _words(row: tuple[object, ...]) -> str:
+    pid, application, address, user, since, state = row
+    return f"backend {pid} ('{application}', {user} from {address}, since {since}, {state})"
+
+
+def _int4(oid: int) -> int:
+    """Advisory keys are signed, oids are not; pg_locks shows both unsigned."""
+    return oid - (1 << 32) if oid >= 1 << 31 else oid

@@ -1,0 +1,305 @@
+"""The SQL that locks, copies and deletes one batch of one physical table.
+
+Measured on 11 to 18 (postgres.md, section 3): a temporary table holds number, key and ctid of the batch; copy
+and delete read `ctid = ANY(ARRAY(SELECT tid FROM b))` joined to the key, which is a TID scan on every version
+and costs the same for the first batch and the last. A ctid is used only inside the transaction that locked it,
+and always together with the full key.
+
+COPY and DDL take no parameters, so literals come from `quoting.literal`, identifiers from `quoting.ident`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Optional, Sequence
+
+from audit_archiver.postgres import columns as table_columns
+from audit_archiver.postgres.catalog import Reference, Shape
+from audit_archiver.postgres.quoting import ident, literal
+
+BATCH = "pg_temp.aa_batch"
+
+_INTEGERS = ("smallint", "integer", "bigint")  # their text is their JSON, without a way through to_json
+
+_CSV = r"WITH (FORMAT csv, QUOTE E'\x01', DELIMITER E'\x02')"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which rows are eligible: older than `cutoff`, and within [start, end) where given; RFC 3339 UTC texts."""
+
+    cutoff: str
+    start: Optional[str] = None
+    end: Optional[str] = None
+
+
+def predicate(shape: Shape, window: Window, alias: str = "t") -> str:
+    """The condition of eligibility (REQ-ARC-001, 002, 005; REQ-TIME-001, 003).
+
+    Strictly older than the cutoff; NULL and infinite timestamps are never eligible. A `timestamp` is taken as
+    UTC. A `date` covers a whole day, so it is eligible only when that day is over: it is compared with the
+    cutoff's date. Rows that other rows still reference by a plain foreign key stay (S3).
+    """
+    column = f"{alias}.{ident(shape.timestamp)}"
+    parts = [f"{column} > {_time(shape, '-infinity')}", f"{column} < {_time(shape, window.cutoff)}"]
+    if window.start is not None:
+        parts.append(f"{column} >= {_time(shape, window.start)}")
+    if window.end is not None:
+        parts.append(f"{column} < {_time(shape, window.end)}")
+    parts += [f"NOT {_referenced(reference, alias)}" for reference in shape.references if not reference.destroys]
+    return " AND ".join(parts)
+
+
+def count(shape: Shape, window: Window) -> str:
+    """Counts the eligible rows."""
+    return f"SELECT count(*) FROM ONLY {shape.qualified} t WHERE {predicate(shape, window)}"
+
+
+def never_eligible(shape: Shape) -> str:
+    """Counts rows with a NULL and with an infinite timestamp, which are left in place (T7)."""
+    column = f"t.{ident(shape.timestamp)}"
+    return (f"SELECT count(*) FILTER (WHERE {column} IS NULL), count(*) FILTER (WHERE {column} IS NOT NULL) "
+            f"FROM ONLY {shape.qualified} t WHERE {column} IS NULL OR {column} = {_time(shape, 'infinity')} "
+            f"OR {column} = {_time(shape, '-infinity')}")
+
+
+class Statements:
+    """Every statement of a batch of `shape` within `window`."""
+
+    def __init__(self, shape: Shape, window: Window) -> None:
+        self.shape, self.window = shape, window
+        self._columns = shape.ordered()
+        kept = list(dict.fromkeys([*shape.key, shape.timestamp]))
+        taken = [column.name for column in self._columns]
+        self._n, self._tid = _unused("n", taken), _unused("tid", taken)
+        self._kept = [ident(name) for name in kept]
+        # the sweep's order: timestamp first, then the key (REQ-ARC-007)
+        self._order = [shape.timestamp] + [name for name in shape.key if name != shape.timestamp]
+        self._on = " AND ".join(f"b.{ident(name)} = t.{ident(name)}" for name in shape.key)
+        self._tids = f"t.ctid = ANY(ARRAY(SELECT {self._tid} FROM {BATCH}))"
+
+    @property
+    def number_column(self) -> str:
+        """The batch table's column with the row's number, quoted; not `n` where a key column is called so."""
+        return self._n
+
+    def create(self) -> list[str]:
+        """Make the batch table anew; run outside a transaction, so that a rollback does not undo it."""
+        kept = ", ".join(f"t.{name}" for name in self._kept)
+        return [f"DROP TABLE IF EXISTS {BATCH}",
+                f"CREATE TEMPORARY TABLE aa_batch ON COMMIT DELETE ROWS AS SELECT 0::bigint AS {self._n}, {kept}, "
+                f"t.ctid AS {self._tid} FROM ONLY {self.shape.qualified} t WITH NO DATA"]
+
+    def fill(self, cursor: Optional[Sequence[str]], limit: int, *, lock: bool) -> str:
+        """Take the next `limit` eligible rows after `cursor`, locking them (SKIP LOCKED) or only reading them."""
+        kept = ", ".join(f"t.{name}" for name in self._kept)
+        order = ", ".join(f"t.{ident(name)}" for name in self._order)
+        locking = " FOR UPDATE OF t SKIP LOCKED" if lock else ""
+        return (f"INSERT INTO {BATCH} SELECT row_number() OVER (), s.* FROM (SELECT {kept}, t.ctid "
+                f"FROM ONLY {self.shape.qualified} t WHERE {predicate(self.shape, self.window)}{self._after(cursor)} "
+                f"ORDER BY {order} LIMIT {int(limit)}{locking}) s")
+
+    def fitting(self, cursor: Optional[Sequence[str]], limit: int, size: int) -> str:
+        """Of the next `limit` rows: how many have `size` bytes together as they are stored, and how many there are.
+
+        Nothing is locked and nothing detoasted: rows cannot be unlocked again, so the cap comes first (S15).
+        """
+        sizes = " + ".join(f"coalesce(pg_column_size(t.{ident(column.name)}), 0)" for column in self._columns)
+        order = ", ".join(f"t.{ident(name)}" for name in self._order)
+        return (f"SELECT count(*) FILTER (WHERE total <= {int(size)}), count(*) FROM (SELECT sum(size) OVER (ROWS UNBOUNDED PRECEDING) AS total "
+                f"FROM (SELECT {sizes} AS size FROM ONLY {self.shape.qualified} t WHERE {predicate(self.shape, self.window)}"
+                f"{self._after(cursor)} ORDER BY {order} LIMIT {int(limit)}) s) w")
+
+    def find(self, key_rows: str) -> str:
+        """Lock the rows whose keys are given as a FROM item `k(n, key columns)`, in the order of n, waiting for locks."""
+        kept = ", ".join(f"t.{name}" for name in self._kept)
+        return (f"INSERT INTO {BATCH} SELECT s.* FROM (SELECT k.{self._n}, {kept}, t.ctid FROM {self._by_key(key_rows)} "
+                f"ORDER BY k.{self._n} FOR UPDATE OF t) s")
+
+    def facts(self) -> str:
+        """One row about the batch: rows, key digest, first, last (JSON texts), cursor (text[]), least and greatest timestamp."""
+        outer = f"json_build_array({', '.join([self._timestamp_json('b')] + [self.shape.column(n).encode('b') for n in self.shape.key])})"
+        cursor = ", ".join(f"b.{ident(name)}::text" for name in self._order)
+        stamp = ident(self.shape.timestamp)
+        edge = f"SELECT {outer}::text AS bound, ARRAY[{cursor}] AS cursor FROM {BATCH} b WHERE b.{self._n} ="
+        return (f"SELECT a.rows, a.digest, f.bound, l.bound, l.cursor, a.least, a.greatest FROM "
+                f"(SELECT count(*) AS rows, {self._digest()} AS digest, to_json(min(b.{stamp})) #>> '{{}}' AS least, "
+                f"to_json(max(b.{stamp})) #>> '{{}}' AS greatest FROM {BATCH} b) a, "
+                f"({edge} (SELECT min({self._n}) FROM {BATCH})) f, ({edge} (SELECT max({self._n}) FROM {BATCH})) l")
+
+    def last_cursor(self) -> str:
+        """The cursor after the last row, before rows are left out."""
+        cursor = ", ".join(f"b.{ident(name)}::text" for name in self._order)
+        return f"SELECT ARRAY[{cursor}] FROM {BATCH} b WHERE b.{self._n} = (SELECT max({self._n}) FROM {BATCH})"
+
+    def skipped(self, cursor: Optional[Sequence[str]], last: Optional[Sequence[str]]) -> str:
+        """Counts what is eligible after `cursor` up to and with `last` (None: up to the cutoff), locked by others or not."""
+        upto = f" AND {self._row('t')} <= {self._literals(last)}" if last is not None else ""
+        return (f"SELECT count(*) FROM ONLY {self.shape.qualified} t WHERE "
+                f"{predicate(self.shape, self.window)}{self._after(cursor)}{upto}")
+
+    def in_heap_order(self) -> str:
+        """True if the batch's order is that of the rows' places in the table: then a TID scan gives it without a sort."""
+        return (f"SELECT NOT EXISTS (SELECT FROM (SELECT {self._n} < lag({self._n}) OVER w OR {self._tid} < lag({self._tid}) OVER w AS back "
+                f"FROM {BATCH} WINDOW w AS ()) s WHERE back)")
+
+    def copy(self, *, heap_order: bool = False) -> str:
+        """Writes the batch as JSON lines, key columns first, in batch order (frames: contracts.md 2).
+
+        With `heap_order` by the locked rows' places alone: a TID scan gives them in ascending order, which saves
+        join and sort (measured 15 %). The key digest over what was written must still be that of the locked keys.
+        """
+        rows = (f"ONLY {self.shape.qualified} t WHERE {self._tids}" if heap_order else
+                f"ONLY {self.shape.qualified} t JOIN {BATCH} b ON {self._on} WHERE {self._tids} ORDER BY b.{self._n}")
+        return (f"COPY (SELECT row_to_json(r.*) FROM (SELECT {self._encoded('t')} FROM (SELECT t.* FROM {rows}) t) r) "
+                f"TO STDOUT {_CSV}")
+
+    def delete(self, *, heap_order: bool = False) -> str:
+        """Deletes the batch and says how many rows went and the digest of their keys, in batch order (S4).
+
+        With `heap_order` by the locked rows' places alone, in their order: the digest over the keys of the very rows that
+        went must be that of the locked keys, in that order, so nothing else can have gone.
+        """
+        if heap_order:
+            return (f"WITH d AS (DELETE FROM ONLY {self.shape.qualified} t WHERE {self._tids} RETURNING {self._key_text('t')} AS key_text) "
+                    f"SELECT count(*), {_sha256('key_text', None)} FROM d")
+        return (f"WITH d AS (DELETE FROM ONLY {self.shape.qualified} t USING {BATCH} b WHERE {self._on} AND {self._tids} "
+                f"RETURNING b.{self._n}, {self._key_text('b')} AS key_text) "
+                f"SELECT count(*), {_sha256('key_text', self._n)} FROM d")
+
+    def recount(self) -> str:
+        """Counts rows that bear a key of the batch: must be 0 after the delete (a trigger may put them back, S4)."""
+        return f"SELECT count(*) FROM ONLY {self.shape.qualified} t JOIN {BATCH} b ON {self._on}"
+
+    def present(self, key_rows: str) -> str:
+        """Counts keys of a FROM item `k(n, key columns)` that are in the table."""
+        return f"SELECT count(*) FROM {self._by_key(key_rows)}"
+
+    def numbers(self, key_rows: str) -> str:
+        """The numbers n of the keys that are in the table, in order; reads only."""
+        return f"SELECT k.{self._n} FROM {self._by_key(key_rows)} ORDER BY k.{self._n}"
+
+    def copy_by_key(self, key_rows: str) -> str:
+        """Writes the rows with these keys as JSON lines in the order of n; needs no batch table and reads only."""
+        return (f"COPY (SELECT row_to_json(r.*) FROM (SELECT {self._encoded('t')} FROM (SELECT t.* FROM {self._by_key(key_rows)} "
+                f"ORDER BY k.{self._n}) t) r) TO STDOUT {_CSV}")
+
+    def sample(self, rows: int) -> str:
+        """The JSON lines of the first eligible rows, as text; needs no batch table, locks nothing and reads only."""
+        order = ", ".join(f"t.{ident(name)}" for name in self._order)
+        return (f"SELECT (SELECT row_to_json(r.*) FROM (SELECT {self._encoded('t')}) r)::text FROM (SELECT t.* FROM ONLY "
+                f"{self.shape.qualified} t WHERE {predicate(self.shape, self.window)} ORDER BY {order} LIMIT {int(rows)}) t")
+
+    def children(self, reference: Reference) -> str:
+        """Counts rows of a child table that the delete would change or destroy."""
+        on = " AND ".join(f"c.{ident(own)} = t.{ident(target)}" for own, target in zip(reference.columns, reference.targets))
+        return (f"SELECT count(*) FROM ONLY {self.shape.qualified} t JOIN {BATCH} b ON {self._on} "
+                f"JOIN {ident(reference.schema)}.{ident(reference.child)} c ON {on} WHERE {self._tids}")
+
+    def inexact(self, *, all_columns: bool, numbers: Optional[tuple[int, int]] = None) -> Optional[str]:
+        """The numbers and keys of rows that would not come back as they are, or None if no column needs the check.
+
+        `numbers` (first, last) asks about some of the rows only.
+        """
+        some = "" if numbers is None else f" AND b.{self._n} BETWEEN {numbers[0]} AND {numbers[1]}"
+        columns = [c for c in self._columns if not c.generated and (all_columns or c.roundtrip_always)]
+        if not columns:
+            return None
+        return (f"SELECT t.{self._n}, {self._key_text('t')} FROM (SELECT b.{self._n}, t.* FROM ONLY {self.shape.qualified} t "
+                f"JOIN {BATCH} b ON {self._on} WHERE {self._tids}{some}) t WHERE NOT ({table_columns.roundtrip_sql(columns, 't')})")
+
+    def key_of(self, number: int) -> str:
+        """The number and the key text of one row of the batch."""
+        return f"SELECT b.{self._n}, {self._key_text('b')} FROM {BATCH} b WHERE b.{self._n} = {int(number)}"
+
+    def leave_numbers(self, numbers: Sequence[int]) -> str:
+        """Takes rows out of the batch again; they stay locked until the transaction ends, and in the table after it."""
+        return f"DELETE FROM {BATCH} WHERE {self._n} IN ({', '.join(str(int(n)) for n in numbers)})"
+
+    def leave_keys(self, key_texts: Sequence[str]) -> str:
+        """Takes rows with these key texts out of the batch."""
+        return f"DELETE FROM {BATCH} b WHERE {self._key_text('b')} IN ({', '.join(map(literal, key_texts))})"
+
+    def key_rows(self, key_texts: str, after: int = 0) -> str:
+        """A FROM item `k(n, key columns)` out of a text[] expression of JSON arrays of one row's key values each.
+
+        n counts from `after` + 1, so that a long list can be given in parts.
+        """
+        wanted = [self.shape.column(name) for name in self.shape.key]
+        values = ", ".join(f"{column.decode('x.' + ident(column.name))} AS {ident(column.name)}" for column in wanted)
+        record = ", ".join(f"{ident(column.name)} {column.record_type}" for column in wanted)
+        objects = " || ',' || ".join(literal(_json_name(column.name) + ":") + f" || (u.key -> {n})::text"
+                                     for n, column in enumerate(wanted))
+        return (f"(SELECT u.n + {int(after)} AS {self._n}, {values} FROM (SELECT key::json, n FROM unnest({key_texts}) "
+                f"WITH ORDINALITY AS u(key, n)) u, LATERAL json_to_record(('{{' || {objects} || '}}')::json) AS x({record})) k")
+
+    def key_list(self, key_texts: Sequence[bytes], after: int = 0) -> str:
+        """`key_rows` of key texts as formats.keys has them, written out: COPY takes no parameters."""
+        listed = ", ".join(literal(f"[{text.decode()}]") for text in key_texts)
+        return self.key_rows(f"ARRAY[{listed}]::text[]", after)
+
+    def digests_by_key(self, key_rows: str) -> str:
+        """The number n and the SHA-256 (hex) of the JSON line of each row with these keys, in the order of n."""
+        line = f"(SELECT row_to_json(r.*) FROM (SELECT {self._encoded('t')}) r)::text"
+        return (f"SELECT k.{self._n}, encode(sha256(convert_to({line}, 'UTF8')), 'hex') "
+                f"FROM {self._by_key(key_rows)} ORDER BY k.{self._n}")
+
+    def _by_key(self, key_rows: str) -> str:
+        on = " AND ".join(f"k.{ident(name)} = t.{ident(name)}" for name in self.shape.key)
+        return f"{key_rows} JOIN ONLY {self.shape.qualified} t ON {on}"
+
+    def _encoded(self, alias: str) -> str:
+        return ", ".join(f"{column.encode(alias)} AS {ident(column.name)}" for column in self._columns if column.generated != "v")
+
+    def _key_text(self, alias: str) -> str:
+        """The bytes of the key's JSON values as they stand in the row line, joined by ","."""
+        wanted = map(self.shape.column, self.shape.key)
+        return " || ',' || ".join(f"{alias}.{ident(column.name)}::text" if column.type in _INTEGERS else
+                                  f"to_json({column.encode(alias)})::text" for column in wanted)
+
+    def _digest(self) -> str:
+        return _sha256(self._key_text('b'), f"b.{self._n}")
+
+    def _timestamp_json(self, alias: str) -> str:
+        return self.shape.column(self.shape.timestamp).encode(alias)
+
+    def _row(self, alias: str) -> str:
+        return "(" + ", ".join(f"{alias}.{ident(name)}" for name in self._order) + ")"
+
+    def _literals(self, cursor: Sequence[str]) -> str:
+        if len(cursor) != len(self._order):
+            raise ValueError("the cursor belongs to another table")
+        return "(" + ", ".join(f"{literal(value)}::{self.shape.column(name).type}" for value, name in zip(cursor, self._order)) + ")"
+
+    def _after(self, cursor: Optional[Sequence[str]]) -> str:
+        return "" if cursor is None else f" AND {self._row('t')} > {self._literals(cursor)}"
+
+
+def _time(shape: Shape, text: str) -> str:
+    """A time literal of the timestamp column's own type, so that its index serves."""
+    if text in ("infinity", "-infinity"):
+        return f"{literal(text)}::{shape.timestamp_type}"
+    if shape.timestamp_type == "timestamptz":
+        return f"{literal(text)}::timestamptz"
+    return f"({literal(text)}::timestamptz AT TIME ZONE 'UTC')::{shape.timestamp_type}"
+
+
+def _sha256(text: str, order: Optional[str]) -> str:
+    by = f" ORDER BY {order}" if order else ""
+    return f"encode(sha256(convert_to(string_agg({text}, E'\\n'{by}) || E'\\n', 'UTF8')), 'hex')"
+
+
+def _referenced(reference: Reference, alias: str) -> str:
+    on = " AND ".join(f"c.{ident(own)} = {alias}.{ident(target)}" for own, target in zip(reference.columns, reference.targets))
+    return f"EXISTS (SELECT FROM {ident(reference.schema)}.{ident(reference.child)} c WHERE {on})"
+
+
+def _unused(name: str, taken: Sequence[str]) -> str:
+    while name in taken:
+        name += "_"
+    return ident(name)
+
+
+def _json_name(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)

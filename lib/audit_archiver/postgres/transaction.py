@@ -1,0 +1,297 @@
+"""One batch's transaction: begin, lock, copy, delete, commit, each checked before the next may come.
+
+The connection is in autocommit and BEGIN and COMMIT are statements. After each operation the session must be
+in a transaction and the transaction must be the one that was published; anything else ends the connection
+(C4). The caller decides what happens when; nothing here decides to commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from typing import Any, Callable, Optional, Sequence
+
+import psycopg2
+import psycopg2.extensions
+
+from audit_archiver.exits import ArchiverError, Failed, Mismatch, NetworkError
+from audit_archiver.points import point
+from audit_archiver.postgres import catalog, connect
+from audit_archiver.postgres.rows_sql import BATCH, Statements
+
+WRITE_BYTES = 1 << 18
+BATCH_BYTES = 256 << 20  # of a batch's rows as they are stored, where any are stored out of line
+ROLLBACK_WITHIN_S = 10.0
+
+_NOW_SQL = "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
+
+_CLOCK_SQL = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+
+
+@dataclass(frozen=True)
+class Locked:
+    """What `lock` took: counts, digest, the outermost rows, the cursor for the next batch (None when swept)."""
+
+    rows: int
+    skipped_locked: int
+    first: list[Any]
+    last: list[Any]
+    keys_sha256: str
+    range: tuple[str, str]
+    next: Optional[list[str]]
+    inexact: list[str]
+
+
+class ShapeChanged(Failed):
+    """The table changed under the batch: roll back and plan the table anew."""
+
+    retry = True
+
+
+class Transaction:
+    """A transaction of one batch on its own connection; `export` reads under one snapshot and locks nothing."""
+
+    def __init__(self, connection: connect.Connection, *, export: bool = False,
+                 cancel: Callable[[connect.Connection], None] = connect.cut) -> None:
+        self.connection = connection
+        self.export = export
+        self._cancel = cancel
+        self.statements: Optional[Statements] = None
+        self.xid: Optional[str] = None
+        self.now = ""
+        self._heap_order = False
+
+    def prepare(self, statements: Statements) -> None:
+        """Make the batch table for `statements`, unless this connection has it already."""
+        if self.statements is None or self.statements.shape != statements.shape:
+            for sql in statements.create():
+                connect.execute(self.connection, sql)
+        self.statements = statements
+
+    def begin(self, enter: Callable[[connect.Connection], None]) -> None:
+        """BEGIN, take the scope's key with `enter`, publish the transaction's id and the server's time."""
+        connect.execute(self.connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if self.export
+                        else "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+        enter(self.connection)
+        if not self.export:
+            self.xid = connect.scalar(self.connection, "SELECT txid_current()::text")
+        self.now = connect.scalar(self.connection, _NOW_SQL)
+
+    def lock(self, cursor: Optional[Sequence[str]], limit: int, *, roundtrip: Optional[str],
+             leave: Sequence[str] = ()) -> Locked:
+        """Take the next rows after `cursor`, locked, and digest their keys.
+
+        `roundtrip` "all" checks every column of these rows, "some" those whose exactness depends on the value,
+        None checks nothing; a row that would not come back as it is, and each key text in `leave`, is left out
+        and named. Raises ShapeChanged, Retryable, NetworkError, Failed.
+        """
+        made = self._made()
+        if made.shape.toasted:
+            fit, there = connect.row(self.connection, made.fitting(cursor, limit, BATCH_BYTES))
+            limit = limit if fit == there else max(1, fit)
+        self._run(made.fill(cursor, limit, lock=not self.export))
+        taken = self._count()
+        end = connect.scalar(self.connection, made.last_cursor()) if taken else None
+        swept = taken < limit
+        self.check_shape()
+        inexact = self._leave_out(roundtrip, leave, taken) if taken else []
+        rows, digest, first, last, _, least, greatest = self._facts()
+        self._heap_order = bool(rows) and connect.scalar(self.connection, made.in_heap_order())
+        skipped = 0
+        if not self.export:
+            skipped = max(0, connect.scalar(self.connection, made.skipped(cursor, None if swept else end)) - taken)
+        self.check()
+        return Locked(rows=rows, skipped_locked=skipped, first=first, last=last, keys_sha256=digest,
+                      range=(least, greatest), next=None if swept else end, inexact=inexact)
+
+    def refuse_children(self) -> None:
+        """Raise Failed if deleting the batch would change or destroy rows of a child table (S4, T32)."""
+        made = self._made()
+        for reference in made.shape.references:
+            if reference.destroys and (count := connect.scalar(self.connection, made.children(reference))):
+                raise Failed(f"deleting rows of '{made.shape.title}' would reach {count} rows of "
+                             f"'{reference.schema}.{reference.child}' through '{reference.name}' ({reference.action})",
+                             hint="archive and remove those rows first, or change the foreign key")
+
+    def copy(self, descriptor: int) -> tuple[int, int, str]:
+        """Write the batch's rows to `descriptor`; returns rows (COPY's tag), bytes and their SHA-256."""
+        raw = _HashingWriter(descriptor, self.cancel)
+        out = io.BufferedWriter(raw, WRITE_BYTES)
+        try:
+            with connect.errors(), self.connection.cursor() as cursor:
+                try:
+                    cursor.copy_expert(self._made().copy(heap_order=self._heap_order), out, WRITE_BYTES)
+                except Exception:
+                    if raw.failure is not None:
+                        raise raw.failure from None
+                    raise
+                out.flush()
+                copied = cursor.rowcount  # psycopg2 reads it from COPY's command tag; -1 if there was none
+        finally:
+            raw.release()
+        self.check()
+        if copied < 0:
+            raise Failed("COPY ended without a command tag")
+        return copied, raw.bytes, raw.sha256.hexdigest()
+
+    def delete(self, rows: int, keys_sha256: str) -> str:
+        """Delete the batch and return the server's time; Mismatch unless exactly the keys of `keys_sha256` went and stay away."""
+        made = self._made()
+        self.check()
+        connect.execute(self.connection, "SAVEPOINT aa_delete")
+        try:
+            count, digest = connect.row(self.connection, made.delete(heap_order=self._heap_order))
+            connect.execute(self.connection, "SET CONSTRAINTS ALL IMMEDIATE")
+            if count != rows or digest != keys_sha256:
+                raise Mismatch(f"the delete removed {count} rows of '{made.shape.title}' where {rows} were verified"
+                               if count != rows else f"the delete removed other rows of '{made.shape.title}' than were verified",
+                               hint="a trigger, rule or policy interferes; nothing was deleted")
+            if made.shape.delete_triggers and (left := connect.scalar(self.connection, made.recount())):
+                raise Mismatch(f"{left} deleted rows of '{made.shape.title}' are there again after the delete",
+                               hint=f"look at the trigger '{made.shape.delete_triggers[0]}'; nothing was deleted")
+        except ArchiverError:
+            self._back_to_savepoint()
+            raise
+        self.check_shape()
+        self.check()
+        return connect.scalar(self.connection, _CLOCK_SQL)
+
+    def commit(self) -> str:
+        """Send COMMIT and return its command tag; only the tag COMMIT means committed (C4)."""
+        point("holder.commit.before")
+        tag = connect.execute(self.connection, "COMMIT")
+        point("holder.commit.sent")
+        return tag
+
+    def cancel(self) -> None:
+        """Have the server stop what runs here; called from another thread than the one that waits for it."""
+        self._cancel(self.connection)
+
+    def rollback(self) -> None:
+        """End the transaction without a trace; closes the connection if even that fails or takes too long."""
+        try:
+            if self.connection.closed == 0 and self.status() != psycopg2.extensions.TRANSACTION_STATUS_IDLE:
+                connect.within(self.connection, ROLLBACK_WITHIN_S, lambda: connect.execute(self.connection, "ROLLBACK"))
+        except (ArchiverError, psycopg2.Error):
+            self.connection.close()
+        self.xid = None
+
+    def status(self) -> int:
+        """psycopg2's transaction status of the session."""
+        return self.connection.get_transaction_status()
+
+    def check(self) -> None:
+        """Raise NetworkError and end the connection unless we are still in the very transaction that we published."""
+        if self.status() != psycopg2.extensions.TRANSACTION_STATUS_INTRANS:
+            self.connection.close()
+            raise NetworkError("the batch's transaction is no longer open")
+        if not self.export and connect.scalar(self.connection, "SELECT txid_current_if_assigned()::text") != self.xid:
+            self.connection.close()
+            raise Failed("the session is in another transaction than the batch's")
+
+    def check_shape(self) -> None:
+        """Raise ShapeChanged if the table is not what the plan's statements were made for (C7)."""
+        shape = self._made().shape
+        if catalog.read_fingerprint(self.connection, shape.oid) != shape.sha256:
+            raise ShapeChanged(f"table '{shape.title}' changed while its batch was open", hint="it is planned anew")
+
+    def _leave_out(self, roundtrip: Optional[str], leave: Sequence[str], taken: int) -> list[str]:
+        made = self._made()
+        if leave:
+            self._run(made.leave_keys(leave))
+        if roundtrip is None or made.inexact(all_columns=roundtrip == "all") is None:
+            return []
+        found = self._inexact(roundtrip == "all", 1, taken)
+        if found:
+            self._run(made.leave_numbers([row[0] for row in found]))
+        return [row[1] for row in found]
+
+    def _inexact(self, all_columns: bool, first: int, last: int) -> list[tuple[int, str]]:
+        """Rows first..last that would not come back; where the check itself raises (a value its type no longer takes),
+        the range is halved until the row that does it is known (S5)."""
+        made = self._made()
+        connect.execute(self.connection, "SAVEPOINT aa_roundtrip")
+        try:
+            found = connect.rows(self.connection, made.inexact(all_columns=all_columns, numbers=(first, last)) or "")
+            connect.execute(self.connection, "RELEASE SAVEPOINT aa_roundtrip")
+            return found
+        except Failed as error:
+            if (error.sqlstate or "")[:2] not in ("22", "23"):
+                raise
+        connect.execute(self.connection, "ROLLBACK TO SAVEPOINT aa_roundtrip")
+        if first == last:
+            return connect.rows(self.connection, made.key_of(first))
+        middle = (first + last) // 2
+        return self._inexact(all_columns, first, middle) + self._inexact(all_columns, middle + 1, last)
+
+    def _facts(self) -> tuple[Any, ...]:
+        found = connect.rows(self.connection, self._made().facts())
+        if not found:
+            return 0, "", [], [], None, "", ""
+        rows, digest, first, last, cursor, least, greatest = found[0]
+        return rows, digest, json.loads(first), json.loads(last), cursor, least, greatest
+
+    def _count(self) -> int:
+        return connect.scalar(self.connection, f"SELECT count(*) FROM {BATCH}")
+
+    def _run(self, sql: str) -> None:
+        connect.execute(self.connection, sql)
+
+    def _back_to_savepoint(self) -> None:
+        """Undo a failed delete at once, so that triggers' effects do not wait for the rollback (REQ-TXN-014)."""
+        if self.status() in (psycopg2.extensions.TRANSACTION_STATUS_INTRANS, psycopg2.extensions.TRANSACTION_STATUS_INERROR):
+            connect.execute(self.connection, "ROLLBACK TO SAVEPOINT aa_delete")
+
+    def _made(self) -> Statements:
+        if self.statements is None:
+            raise Failed("the batch has no prepared table")
+        return self.statements
+
+
+class _HashingWriter(io.RawIOBase):
+    """Writes to a descriptor and hashes what went through; on a gone reader it cancels the COPY at once.
+
+    Without the cancel psycopg2 would drain the rest of the COPY first: seconds with the locks held.
+    """
+
+    def __init__(self, descriptor: int, cancel: Callable[[], None]) -> None:
+        super().__init__()
+        self._descriptor: Optional[int] = descriptor
+        self._cancel = cancel
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+        self.failure: Optional[OSError] = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self._descriptor is None:
+            return len(data)
+        try:
+            written = _write(self._descriptor, data)
+        except OSError as error:
+            self.failure = error
+            self._cancel()
+            raise
+        self.sha256.update(data[:written])
+        self.bytes += written
+        point("holder.copy.half")
+        return written
+
+    def release(self) -> None:
+        """Let go of the descriptor. A failed copy leaves rows in the buffer above, which the garbage collector
+        flushes some time later: into whatever file has the number by then.
+        """
+        self._descriptor = None
+
+
+def _write(descriptor: int, data: Any) -> int:
+    while True:
+        try:
+            return os.write(descriptor, data)
+        except BlockingIOError:  # somebody who shares the open file made it non-blocking again
+            os.set_blocking(descriptor, True)

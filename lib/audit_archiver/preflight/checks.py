@@ -1,0 +1,120 @@
+"""Run the checks of a preflight: databases, their tables, the bucket. Each declares itself in on_*.py.
+
+    findings = run_checks(config, wanted, store, staging)        everything (aa-archive --validate-only)
+    findings = of_database(connection, database, tables)         what a run asks before its first batch
+    jobs = refuse(jobs, findings)                                failures become refused jobs
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional, Sequence
+
+from audit_archiver.config.model import Config, Database, Table
+from audit_archiver.exits import ArchiverError, NetworkError
+from audit_archiver.formats import job as jobs_format
+from audit_archiver.holder.notes import MAX_BATCH_ROWS
+from audit_archiver.objectstore.client import Store
+from audit_archiver.postgres import catalog, connect, examine
+from audit_archiver.preflight import on_database, on_staging, on_store, on_table
+from audit_archiver.preflight.check import Check, failure
+from audit_archiver.preflight.findings import FAIL, WARN, Finding
+
+ALL: list[Check] = [*on_database.CHECKS, *on_table.CHECKS, *on_staging.CHECKS, *on_store.CHECKS]
+CONNECTION, SHAPE, BUCKET = "connection.session", "table.shape", "s3.bucket"
+
+
+def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]], store: Optional[Store],
+               staging: Optional[Path] = None) -> list[Finding]:
+    """Everything that can be known before a run. One database that cannot be reached does not hide the next."""
+    found = [Finding("configuration", WARN, text) for text in config.warnings]
+    batch_bytes = 0
+    for database, tables in wanted:
+        try:
+            connection = connect.connect(database, purpose="check")
+        except ArchiverError as error:
+            found.append(failure(CONNECTION, error, database=database.name, at=database.at))
+            continue
+        try:
+            found += of_database(connection, database, tables, thorough=True)
+            batch_bytes = max(batch_bytes, *(_batch_bytes(connection, table) for table in tables), 0)
+        finally:
+            connection.close()
+    if staging is not None:
+        look = on_staging.Look(staging, batch_bytes)
+        found += [finding for check in on_staging.CHECKS for finding in check.run(look)]
+    return found + (of_store(store) if store is not None else [])
+
+
+def _batch_bytes(connection: connect.Connection, table: Table) -> int:
+    """What the largest batch of a table may take, as its rows lie on disk; 0 for a table that is refused anyway."""
+    try:
+        shape = catalog.shape(connection, table.schema, table.name, table.key, table.timestamp, table.at)
+        return int(examine.bytes_per_row(connection, shape) * max(table.batch_size, MAX_BATCH_ROWS))
+    except ArchiverError:
+        return 0
+
+
+def of_database(connection: connect.Connection, database: Database, tables: Sequence[Table], *,
+                thorough: bool = False) -> list[Finding]:
+    """The findings about a database and its tables, on an open session; without `thorough` no check reads a whole table."""
+    where: dict[str, Any] = {"database": database.name, "at": database.at}
+    try:
+        server = examine.server(connection)
+    except ArchiverError as error:
+        return [failure(CONNECTION, error, **where)]
+    look = on_database.Look(connection, database, server)
+    found = [finding for check in on_database.CHECKS for finding in check.run(look, **where)]
+    if server.standby:
+        return found
+    for table in tables:
+        found += _of_table(connection, database, table, server, thorough)
+        if connection.closed:
+            break
+    return found
+
+
+def _of_table(connection: connect.Connection, database: Database, table: Table, server: examine.Server, thorough: bool) -> list[Finding]:
+    where = {"database": database.name, "schema": table.schema, "table": table.name, "at": table.at}
+    try:
+        shape = catalog.shape(connection, table.schema, table.name, table.key, table.timestamp, table.at)
+    except ArchiverError as error:
+        return [failure(SHAPE, error, **where)]
+    look = on_table.Look(connection, database, table, shape, server)
+    found: list[Finding] = []
+    for check in on_table.CHECKS:
+        if thorough or not check.thorough:
+            found += check.run(look, **where)
+        if check.id == "table.rights" and found[-1].status == FAIL:
+            break  # what follows reads the table
+    return found
+
+
+def of_store(store: Store) -> list[Finding]:
+    """The findings about the bucket; it writes, reads and removes a small object under the prefix."""
+    try:
+        look = on_store.Look(store.check_bucket())
+    except ArchiverError as error:
+        return [failure(BUCKET, error)]
+    return [finding for check in on_store.CHECKS for finding in check.run(look)]
+
+
+def refuse(jobs: Sequence[dict[str, Any]], findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """The jobs, those with a failure of their own or of their database as refused ones. Raises NetworkError if that failed."""
+    lost = next((finding for finding in findings if finding.code == NetworkError.code), None)
+    if lost is not None:
+        raise NetworkError(lost.text, hint=lost.remedy, at=lost.at)
+    return [_refused(job, findings) for job in jobs]
+
+
+def _refused(job: dict[str, Any], findings: Sequence[Finding]) -> dict[str, Any]:
+    names = (None, None), (job["schema"], job["table"])
+    failed = next((finding for finding in findings if finding.status == FAIL and finding.database == job["database"]
+                   and (finding.schema, finding.table) in names), None)
+    # what the plan says stands, but that it was not permitted to count is better said with the missing grant
+    if failed is None or ("refused" in job and failed.check != "table.rights"):
+        return job
+    msg = "; ".join(part for part in (failed.text, failed.remedy) if part)
+    why = {"code": failed.code, "msg": msg, "at": failed.at}
+    return jobs_format.build(run=job["run"], database=job["database"], schema=job["schema"], table=job["table"],
+                             refused={key: value for key, value in why.items() if value is not None})

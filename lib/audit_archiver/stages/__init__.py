@@ -1,0 +1,1 @@
+"""One file per stage of the pipeline; no stage imports another."""

@@ -1,0 +1,143 @@
+"""Read job lines and write the rows of each batch between two frames, locked in a transaction that the holder keeps.
+
+Reads job lines; writes rows streams (man 5 aa-rows); touches PostgreSQL only. Inside aa-txn or aa-archive the
+holder locks the rows (FOR UPDATE SKIP LOCKED) and copies them straight into this command's output; without a
+holder each batch is read under one snapshot and nothing is locked: such batches can only be deleted by
+aa-delete's guarded path. Run again it selects what is eligible then: archived rows are gone from the table.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Optional, Protocol, Sequence
+
+from audit_archiver import cli, config, exits, lines, log
+from audit_archiver.cli import Command
+from audit_archiver.exits import ArchiverError, ConfigError
+from audit_archiver.formats import frames, names
+from audit_archiver.formats import job as jobs
+from audit_archiver.holder.client import JobFailed
+from audit_archiver.holder.export import Export
+from audit_archiver.points import point
+
+NAME = "aa-select"
+
+
+class Lender(Protocol):
+    """What lends transactions: the holder's client, or an export of our own."""
+
+    def call(self, op: str, descriptor: Optional[int] = None, **fields: Any) -> dict[str, Any]:
+        """One named operation."""
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command."""
+    return cli.run(NAME, build_parser, run, argv, stage=True)
+
+
+def build_parser() -> cli.Parser:
+    """The options."""
+    parser = cli.parser(NAME, __doc__, reads="job lines")
+    parser.add_argument("--rows", action="store_true",
+                        help="write bare rows without frames, for people; such rows can never be deleted")
+    return parser
+
+
+def run(command: Command) -> int:
+    """Select every job's batches; a job that fails by itself is reported and the next one goes on."""
+    if command.holder is not None:
+        if command.args.rows:
+            raise ConfigError("--rows cannot be used inside a transaction holder", hint="run it without AA_TXN")
+        return _select_all(command, command.holder)
+    export = Export(config.load(command.args.config, command.env))
+    try:
+        code = _select_all(command, export)
+        return exits.SOME_FAILED if code == exits.OK and export.inexact else code
+    finally:
+        export.close()
+
+
+def _select_all(command: Command, lender: Lender) -> int:
+    failures: list[ArchiverError] = []
+    done = 0
+    for line in command.source():
+        job = jobs.parse(line)
+        log.bind(run_id=job["run"])
+        if "refused" in job:
+            lender.call("refuse", job=job)
+            failures.append(_refused(job))
+            continue
+        try:
+            if not _select(command, lender, job):
+                break
+            done += 1
+        except ArchiverError as error:
+            # inside a holder it says what belongs to one job; an export's jobs are independent of each other
+            if command.holder is not None and not isinstance(error, JobFailed):
+                raise
+            log.error("job.failed", f"{jobs.name(job)}: {error.msg}", detail=error.detail, hint=error.hint, at=error.at, code=error.code)
+            failures.append(error)
+    if command.holder is not None or not failures:
+        return exits.OK  # the holder has noted each failed job and answers for them
+    codes = {error.code for error in failures}
+    return exits.SOME_FAILED if done else codes.pop() if len(codes) == 1 else exits.FAILED
+
+
+def _refused(job: dict[str, Any]) -> ArchiverError:
+    why = job["refused"]
+    error = ArchiverError(f"{jobs.name(job)} was refused: {why['msg']}", at=why.get("at"))
+    error.code = why["code"]
+    return error
+
+
+def _select(command: Command, lender: Lender, job: dict[str, Any]) -> bool:
+    """All batches of one job, from its cursor until the sweep or its limit ends; False if the holder is draining."""
+    cursor, left, first = job["cursor"], job["limit"], True
+    while left is None or left > 0:
+        if not first:
+            _sleep(command, job["sleep_s"])
+        first = False
+        begun = lender.call("begin", job=job)
+        if begun.get("stop"):
+            return False
+        point("select.begun")
+        limit = begun["rows"] if left is None else min(begun["rows"], left)
+        locked = lender.call("lock", handle=begun["handle"], cursor=cursor, limit=limit)
+        point("select.locked")
+        if locked["rows"]:
+            _write(command, lender, job, begun, locked)
+        else:
+            lender.call("abandon", handle=begun["handle"])
+        cursor = locked["next"]
+        if cursor is None:
+            break
+        left = None if left is None else left - locked["rows"]
+    return True
+
+
+def _write(command: Command, lender: Lender, job: dict[str, Any], begun: dict[str, Any], locked: dict[str, Any]) -> None:
+    batch = {
+        "id": names.batch_id(job["database"], job["schema"], job["table"], locked["first"], locked["last"], locked["keys_sha256"]),
+        "number": begun["number"], **{field: job[field] for field in ("run", "database", "schema", "table", "key", "timestamp", "cutoff")},
+        "archived_at": begun["archived_at"],
+        **{field: locked[field] for field in ("rows", "skipped_locked", "first", "last", "keys_sha256", "columns")},
+        "server": begun["server"], "shape_sha256": locked["shape_sha256"],
+        "txn": None if command.holder is None else {"xid": begun["xid"], "holder": command.holder.holder, "handle": begun["handle"]},
+    }
+    framed = not command.args.rows
+    started = time.monotonic()
+    if framed:
+        command.sink.write(frames.opening(batch, locked["table"]))
+    copied = lender.call("copy", command.sink.descriptor(), handle=begun["handle"])
+    point("select.copied")
+    if framed:
+        command.sink.write(frames.closing(batch["id"], copied["rows"], copied["rows_sha256"]))
+    log.info("batch.selected", f"{job['schema']}.{job['table']} batch_{batch['number']:03d}: {copied['rows']} rows selected",
+             batch=batch["id"], rows=copied["rows"], bytes=copied["bytes"], skipped_locked=locked["skipped_locked"],
+             seconds=round(time.monotonic() - started, 3))
+
+
+def _sleep(command: Command, seconds: float) -> None:
+    """The pause between two batches of a table, before a transaction begins; ends at once with the reader (REQ-ARC-010)."""
+    if seconds > 0:
+        lines.pause(command.sink.descriptor(), seconds)

@@ -1,0 +1,1 @@
+"""The JSON Schemas of every format, one file each; a released one is never edited."""

@@ -1,0 +1,227 @@
+"""aa-archive from its first lock to its report: what it moves, what it leaves, and how a rerun goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import yaml
+
+from audit_archiver import exits
+from audit_archiver.formats import names
+from tests.ground import kill, tables
+from tests.ground.driven import Driven, logs, summary
+from tests.ground.held import staged_files
+
+T8_NAMES = ["t", "T", "_t", "audit_t", "audit", "t t"]
+
+
+@pytest.fixture()
+def driven(db: Any, bucket: Any, config_file: Any) -> Callable[..., Driven]:
+    """A function that writes a configuration and gives its runs."""
+    return lambda *args, **more: Driven(db, bucket, config_file(db, bucket, *args, **more))
+
+
+@pytest.mark.req("REQ-DB-001", "REQ-TXN-001", "REQ-ARC-002", "REQ-ARC-006", "REQ-ARC-011", "REQ-VER-018", "REQ-VER-019", "T26")
+def test_old_rows_move_and_are_the_same_and_a_second_run_has_nothing_to_do(db: Any, driven: Callable[..., Driven]) -> None:
+    # GIVEN 350 rows that are due, and 50 that are not
+    before = logs(db)
+    runs = driven(defaults={"batch_size": 100})
+    # WHEN they are archived
+    made = runs.ran()
+    # THEN the young ones are left, the old ones are in the bucket, and together they are what was there
+    assert db.scalar("SELECT count(*) FROM audit_logs") == 50
+    assert runs.whole("public.audit_logs", before) == 350
+    assert (made["exit"], made["totals"]["rows"], made["totals"]["objects"]) == (0, 350, len(runs.sizes()))
+    assert all(line["committed"]["sample_absent"] for line in runs.archive.commits())
+    assert staged_files(runs.settings.staging_dir) == []
+    # AND WHEN it runs again THEN nothing is done, and nothing is written
+    keys = runs.archive.keys()
+    again = runs.ran()
+    assert (again["totals"]["tables"]["nothing"], again["totals"]["rows"], runs.archive.keys()) == (1, 0, keys)
+
+
+@pytest.mark.req("T1", "REQ-IDEM-003")
+def test_rows_that_appear_in_a_range_that_was_archived_are_taken_by_the_next_run(db: Any, driven: Callable[..., Driven]) -> None:
+    # GIVEN a table that was archived, and the same range filled again: with new rows, and with one that was put back
+    logs(db, old=100, young=0)
+    db.execute("CREATE TABLE public.kept AS SELECT * FROM audit_logs WHERE id = 50")
+    runs = driven()
+    runs.ran()
+    tables.fill(db.connection, rows=70, first="2024-03-01", last="2024-06-01", start=1000)
+    db.execute("INSERT INTO audit_logs SELECT * FROM kept")
+    # WHEN it runs again THEN each of them is archived; none is skipped because its range was known
+    assert runs.ran()["totals"]["rows"] == 71
+    assert (db.scalar("SELECT count(*) FROM audit_logs"), sum(runs.sizes())) == (0, 171)
+
+
+@pytest.mark.req("REQ-EXE-002", "T13")
+def test_limit_takes_the_oldest_rows_and_leaves_every_other(db: Any, driven: Callable[..., Driven]) -> None:
+    before = logs(db, old=250)
+    runs = driven(defaults={"batch_size": 60})
+    wanted = {row[0] for row in db.execute("SELECT id FROM audit_logs ORDER BY created_at, id LIMIT 130")}
+    assert runs.ran("--limit", 130)["totals"]["rows"] == 130
+    assert wanted.isdisjoint(row[0] for row in db.execute("SELECT id FROM audit_logs"))
+    assert runs.whole("public.audit_logs", before) == 130
+
+
+@pytest.mark.req("REQ-EXE-003")
+def test_start_and_end_dates_bound_what_is_taken_and_an_end_date_is_included(db: Any, driven: Callable[..., Driven]) -> None:
+    before = logs(db, old=366, young=10)
+    inside = "created_at >= '2024-03-01+00' AND created_at < '2024-04-01+00'"
+    wanted = db.scalar(f"SELECT count(*) FROM audit_logs WHERE {inside}")
+    runs = driven()
+    assert runs.ran("--start-date", "2024-03-01", "--end-date", "2024-03-31")["totals"]["rows"] == wanted == 31
+    assert db.scalar(f"SELECT count(*) FROM audit_logs WHERE {inside}") == 0
+    assert runs.whole("public.audit_logs", before) == 31
+
+
+@pytest.mark.req("REQ-EXE-003", "REQ-ARC-001")
+def test_an_end_date_in_the_future_takes_no_row_that_must_be_kept(db: Any, driven: Callable[..., Driven]) -> None:
+    logs(db, old=40, young=30)
+    driven().ran("--end-date", "2099-12-31")
+    assert db.scalar("SELECT count(*) FROM audit_logs") == 30
+
+
+@pytest.mark.req("REQ-ARC-013", "REQ-ARC-014")
+def test_batches_grow_by_half_from_batch_size_while_they_are_quick(db: Any, driven: Callable[..., Driven]) -> None:
+    before = logs(db, old=600, young=0)
+    runs = driven(defaults={"batch_size": 7})
+    runs.ran("--batch-size", 40)
+    sizes = runs.sizes()
+    assert sizes[0] == 40 and max(sizes[:-1]) > 60, sizes
+    for size, later in zip(sizes, sizes[1:-1]):
+        assert later in (size, size * 3 // 2, size * 3 // 2 * 3 // 2), f"{sizes}: a batch in flight may be one step behind"
+    assert runs.whole("public.audit_logs", before) == 600
+
+
+@pytest.mark.req("T8", "T58")
+def test_look_alike_names_in_two_schemas_are_archived_apart(db: Any, driven: Callable[..., Driven]) -> None:
+    db.execute("CREATE SCHEMA audit")
+    db.execute('CREATE SCHEMA "Ä b"')
+    places = [("public", name) for name in T8_NAMES] + [("audit", "t"), ("Ä b", "t")]
+    before = {}
+    for number, (schema, name) in enumerate(places):
+        before[schema, name] = logs(db, f'"{schema}"."{name}"', old=10 + number, young=3)
+    runs = driven([{"schema": schema, "name": name, "timestamp_column": "created_at", "primary_key": "id"} for schema, name in places])
+    assert runs.ran()["totals"]["tables"]["done"] == len(places)
+    for number, (schema, name) in enumerate(places):
+        assert runs.whole(f'"{schema}"."{name}"', before[schema, name], name=name, schema=schema) == 10 + number
+    directories = {names.table_dir("archives/", db.name, schema, name) for schema, name in places}
+    assert len(directories) == len(places)
+    assert {key.partition("year=")[0] for key in runs.archive.keys() if "/year=" in key} == directories
+
+
+def test_a_composite_key_and_a_date_column_are_archived_in_order(db: Any, driven: Callable[..., Driven]) -> None:
+    db.execute("""CREATE TABLE public.visits (day date NOT NULL, "Who" text NOT NULL, n int NOT NULL, note text, PRIMARY KEY ("Who", n))""")
+    db.execute("""INSERT INTO public.visits SELECT date '2024-01-01' + i / 7, 'user ' || i % 5 || '"''\\', i, NULLIF('x' || i, 'x3')
+                  FROM generate_series(1, 200) i""")
+    db.execute("INSERT INTO public.visits SELECT current_date, 'now', i FROM generate_series(1, 4) i")
+    before = tables.digest(db.connection, "public.visits")
+    runs = driven([{"name": "visits", "timestamp_column": "day", "primary_key": ["Who", "n"]}], defaults={"batch_size": 50})
+    runs.ran()
+    assert runs.whole("public.visits", before) == 200
+    days = [line["batch"]["first"][0] for line in runs.archive.commits()]
+    assert days == sorted(days) and db.scalar("SELECT count(*) FROM visits") == 4
+
+
+@pytest.mark.req("T58", "REQ-DB-005")
+def test_one_refused_table_leaves_the_others_archived_and_exits_1(db: Any, driven: Callable[..., Driven]) -> None:
+    for name in ("first", "last"):
+        logs(db, f"public.{name}", old=30)
+    db.execute("CREATE TABLE public.keyless AS SELECT * FROM public.first")
+    named = [{"name": name, "timestamp_column": "created_at", "primary_key": "id"} for name in ("first", "keyless", "gone", "last")]
+    runs = driven(named)
+    result = runs.run()
+    made = summary(result)
+    assert (result.rc, made["exit"]) == (exits.SOME_FAILED, exits.SOME_FAILED)
+    outcomes = {table["table"]: table["outcome"] for table in made["databases"][0]["tables"]}
+    assert outcomes == {"first": "done", "keyless": "refused", "gone": "refused", "last": "done"}
+    assert [(error["table"], error["code"]) for error in made["errors"]] == [("keyless", 3), ("gone", 3)]
+    assert db.scalar("SELECT count(*) FROM keyless") == 80
+    assert [db.scalar(f"SELECT count(*) FROM {name}") for name in ("first", "last")] == [50, 50]
+
+
+@pytest.mark.req("T58", "REQ-DB-005", "REQ-DB-003")
+def test_an_unreachable_database_does_not_stop_the_next_one(db: Any, bucket: Any, config_file: Any, tmp_path: Path) -> None:
+    logs(db, old=30)
+    path = config_file(db, bucket)
+    settings = yaml.safe_load(path.read_text())
+    nobody = {**settings["databases"][0], "name": "elsewhere", "host": str(tmp_path)}
+    settings["databases"].insert(0, nobody)
+    path.write_text(yaml.safe_dump(settings))
+    runs = Driven(db, bucket, path)
+    result = runs.run()
+    made = summary(result)
+    assert result.rc == exits.SOME_FAILED, result.err
+    assert [(each["name"], each["tables"][0]["outcome"]) for each in made["databases"]] == [("elsewhere", "refused"), (db.name, "done")]
+    assert made["errors"][0]["code"] == exits.NETWORK and db.scalar("SELECT count(*) FROM audit_logs") == 50
+
+
+def test_when_every_table_failed_for_one_reason_its_code_is_the_exit_code(db: Any, driven: Callable[..., Driven]) -> None:
+    logs(db)
+    result = driven(database={"user": "nobody_of_that_name"}).run()
+    assert (result.rc, summary(result)["exit"]) == (exits.PERMISSION, exits.PERMISSION), result.err
+    assert db.scalar("SELECT count(*) FROM audit_logs") == 400
+
+
+def test_database_and_table_choose_what_is_archived(db: Any, driven: Callable[..., Driven]) -> None:
+    for name in ("one", "two"):
+        logs(db, f"public.{name}", old=20)
+    runs = driven([{"name": name, "timestamp_column": "created_at", "primary_key": "id"} for name in ("one", "two")])
+    assert runs.ran("--database", db.name, "--table", "public.two")["totals"]["rows"] == 20
+    assert [db.scalar(f"SELECT count(*) FROM {name}") for name in ("one", "two")] == [70, 50]
+    result = runs.run("--table", "tow")
+    assert (result.rc, result.out) == (exits.CONFIG, b"") and "did you mean" in result.err
+
+
+@pytest.mark.parametrize("scope", ["database", "table"])
+@pytest.mark.parametrize("mode", ["held", "late"])
+def test_each_locking_mode_and_scope_makes_the_same_archive(db: Any, driven: Callable[..., Driven], mode: str, scope: str) -> None:
+    before = logs(db, old=230)
+    expected = {(row[0], row[1]) for row in db.execute("SELECT id, created_at FROM audit_logs WHERE created_at < '2025-01-01'")}
+    runs = driven(locking={"mode": mode, "scope": scope})
+    made = runs.ran()
+    assert (made["totals"]["rows"], db.scalar("SELECT count(*) FROM audit_logs")) == (230, 50)
+    assert runs.whole("public.audit_logs", before) == 230
+    assert len(expected) == 230
+    commits = runs.archive.commits()
+    assert {line["committed"]["by"] for line in commits} == {"holder" if mode == "held" else "aa-delete"}
+    assert {line["deleted"]["verdict"] for line in commits} == {"FULL"}
+
+
+@pytest.mark.req("REQ-VAC-001", "REQ-VAC-002")
+@pytest.mark.parametrize("strategy", ["none", "analyze", "standard", "full"])
+def test_the_table_is_vacuumed_as_configured_after_its_batches(db: Any, driven: Callable[..., Driven], strategy: str) -> None:
+    logs(db, old=600, young=20)
+    space = driven(defaults={"vacuum_strategy": strategy, "batch_size": 300}).ran()["databases"][0]["tables"][0]["space"]
+    assert (space["strategy"], space["problem"]) == (strategy, None)
+    assert space["done"] is (strategy != "none")
+    assert (space["returned"] > 0) is (strategy == "full")
+    if strategy == "standard":
+        assert space["reusable"] > 0 and space["returned"] == 0
+
+
+@pytest.mark.req("T7", "T58")
+def test_rows_without_a_usable_time_stay_and_are_reported_and_later_tables_go_on(db: Any, driven: Callable[..., Driven]) -> None:
+    db.execute("CREATE TABLE public.odd (id int PRIMARY KEY, created_at timestamptz)")
+    db.execute("""INSERT INTO public.odd VALUES (1, NULL), (2, 'infinity'), (3, '-infinity'), (4, '0044-03-15 12:00:00+00 BC'),
+                  (5, '2024-01-01 00:00:00+05:45'), (6, '294276-12-31 23:59:59+00'), (7, '0001-01-01 00:00:00+00')""")
+    logs(db, "public.later", old=20)
+    before = tables.digest(db.connection, "public.odd")
+    runs = driven([{"name": name, "timestamp_column": "created_at", "primary_key": "id"} for name in ("odd", "later")])
+    made = runs.ran()
+    odd, later = made["databases"][0]["tables"]
+    assert (odd["rows"], odd["left"]["null_timestamps"], odd["left"]["infinite_timestamps"], later["rows"]) == (3, 1, 2, 20)
+    assert [row[0] for row in db.execute("SELECT id FROM odd ORDER BY id")] == [1, 2, 3, 6]
+    assert runs.whole("public.odd", before) == 3
+
+
+def test_a_run_leaves_no_session_and_no_process_behind(db: Any, driven: Callable[..., Driven]) -> None:
+    logs(db, old=120)
+    child = driven().spawn()
+    child.communicate(timeout=60)
+    assert child.returncode == 0
+    kill.all_gone(child.token)
+    assert db.admin("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'audit-archiver%%' AND datname = %s", (db.name,)) == [(0,)]

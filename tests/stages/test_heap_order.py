@@ -1,0 +1,41 @@
+"""Rows that lie in the table in another order than the batch's are copied and deleted in the batch's order all the same."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit_archiver import config
+from tests.ground import held
+
+SHUFFLED = """
+CREATE TABLE audit_logs (id bigint PRIMARY KEY, created_at timestamptz NOT NULL, note text);
+INSERT INTO audit_logs SELECT i, timestamptz '2024-01-01 00:00Z' + i * interval '1 minute', 'row ' || i
+FROM generate_series(1, 300) AS i ORDER BY {order};
+"""
+
+
+@pytest.mark.req("REQ-ARC-007")
+@pytest.mark.parametrize("order", ["i", "i DESC", "md5(i::text)"])
+def test_rows_are_archived_in_time_order_wherever_they_lie(db: Any, config_file: Any, order: str) -> None:
+    db.execute(SHUFFLED.format(order=order))
+    path = config_file(db, held.NoServer())
+    job = held.plan(config.load(str(path), {}), "audit_logs", batch_size=150)
+
+    with held.Holder(path) as holder:
+        lines = holder.verified(job)
+        archived = [json.loads(row)["id"] for line in lines for row in _rows(line)]
+        for text in holder.delete(lines).lines:
+            holder.commit(text)
+
+    assert archived == list(range(1, 301))
+    assert db.scalar("SELECT count(*) FROM audit_logs") == 0
+
+
+def _rows(line: Any) -> list[bytes]:
+    directory = Path(line["serialized"]["dir"])
+    return gzip.decompress((directory / (line["serialized"]["stem"].rpartition("/")[2] + ".jsonl.gz")).read_bytes()).splitlines()

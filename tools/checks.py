@@ -1,0 +1,38 @@
+"""Write docs/checks.md from the declarations in preflight/on_*.py: `python tools/checks.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from audit_archiver.preflight import checks
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "checks.md"
+HEAD = """\
+# The checks before a run
+
+`aa-archive --validate-only` runs all of them; a run itself repeats those that read no whole table, before its first batch.
+A failure refuses the table or the database with the exit code given; a warning lets the run go on. This page is made by
+`tools/checks.py` from the checks themselves.
+
+| check | if not | exit | what is looked at | what to do |
+|---|---|---|---|---|
+"""
+
+
+SEVERITY = {"fail": "fails", "warn": "warns", "ok": "is said"}
+
+
+def page() -> str:
+    """The whole page."""
+    rows = []
+    for each in checks.ALL:
+        code = str(each.code) if each.severity == "fail" else ""
+        remedy = each.remedy or ("" if each.severity == "ok" else "the message names it")
+        rows.append(" | ".join(("", f"`{each.id}`", SEVERITY[each.severity], code, each.about, remedy, "")).strip())
+    return HEAD + "\n".join(rows).replace("|  |", "| |") + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    sys.exit(0)
