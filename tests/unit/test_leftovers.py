@@ -16,6 +16,51 @@ NOW = datetime.datetime(2025, 12, 30, 2, 15, tzinfo=datetime.timezone.utc)
 HERE = Place("7710284313221365056", 1, 16384, "1/20", "2025-12-30T02:15:00Z")
 
 
+class Ends:
+    """A store whose clock knows whole seconds, with the ends of runs."""
+
+    prefix = "a/"
+
+    def __init__(self) -> None:
+        self.stored: dict[str, bytes] = {}
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """All of them, of the same second."""
+        return iter([Entry(key, 1, NOW) for key in sorted(self.stored) if key.startswith(prefix)])
+
+    def put_new(self, key: str, value: bytes) -> None:
+        """Store an end."""
+        assert key not in self.stored
+        self.stored[key] = value
+
+    def get_bytes(self, key: str) -> bytes:
+        """Read it."""
+        return self.stored[key]
+
+    def url(self, key: str) -> str:
+        """Its name in messages."""
+        return key
+
+
+@pytest.mark.req("REQ-REL-006")
+@pytest.mark.parametrize("order", [("20251230T021547Z-1", "20251230T021547Z-2"), ("20251230T021547Z-2", "20251230T021547Z-1")])
+def test_of_two_runs_that_ended_in_one_second_the_later_says_where_the_log_is(order: tuple[str, str],
+                                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run after the accepted one would compare with the log of the server as it was before it was rewound."""
+    store: Any = Ends()
+    for millisecond, (run, lsn) in enumerate(zip(order, ("2/0", "1/0"))):
+        class Clock(datetime.datetime):
+            """Stands still."""
+
+            @classmethod
+            def now(cls, tz: Optional[datetime.tzinfo] = None, after: int = millisecond) -> Any:
+                return NOW + datetime.timedelta(milliseconds=after)
+
+        monkeypatch.setattr(runs.datetime, "datetime", Clock)
+        runs.put_end(store, "prod", run, "aa-recover", {"system": "7", "timeline": 1, "lsn": lsn})
+    assert runs.listed(store, "prod").wal == {"system": "7", "timeline": 1, "lsn": "1/0"}
+
+
 class Listing:
     """Keys as a store lists them."""
 

@@ -8,6 +8,7 @@ batches by their objects, also those of tables that are no longer configured; st
 from __future__ import annotations
 
 import datetime
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
@@ -167,7 +168,7 @@ class Recovery:
         accepted = [name for name, wish in self._decisions.items() if wish == "record"]
         met = rewound.check(self._store, self._control, self._here, known, places, accepted)
         if met and not self._dry:
-            runs.put_end(self._store, self._database.name, self._run or names.run_id(self._here.now, 0), "aa-recover",
+            runs.put_end(self._store, self._database.name, self._run or names.run_id(self._here.now, os.getpid()), "aa-recover",
                          runs.wal_here(self._here))
         for name in met:
             log.warning("recover.rewound.accepted", f"'{name}' stays recorded although its rows are in the table again")

@@ -7,7 +7,6 @@ again: what it left later would not be found.
 from __future__ import annotations
 
 import datetime
-import time
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -55,11 +54,14 @@ def listed(store: Store, database: str) -> Runs:
         for suffix, place in ((_START, starts), (_END, ends)):
             if name.endswith(suffix):
                 place[name[:-len(suffix)]] = found.modified
-    newest = max(ends, key=lambda run: ends[run]) if ends else None
-    wal = None if newest is None else _read(store, names.run_end_key(store.prefix, database, newest)).get("wal")
+    wal = None
+    if ends:
+        latest = max(ends.values())  # a store's clock may know whole seconds only; within one the records tell
+        tied = [_read(store, names.run_end_key(store.prefix, database, run)) for run, at in ends.items() if at == latest]
+        wal = max(tied, key=lambda end: str(end["at"])).get("wal")
     found_open = [OpenRun(run, bool(_read(store, names.run_start_key(store.prefix, database, run)).get("held")), begun)
                   for run, begun in starts.items() if run not in ends]
-    return Runs(found_open, newest is not None, wal)
+    return Runs(found_open, bool(ends), wal)
 
 
 def is_open(store: Store, database: str, run: str) -> bool:
@@ -74,8 +76,9 @@ def put_end(store: Store, database: str, run: str, by: str, wal: Optional[dict[s
     `wal` (wal_here, or wal_of the last committed batch line) says how far the server's log has come: a run that
     finds it further back knows at once that the server was rewound (postgres.md S11).
     """
+    at = datetime.datetime.now(datetime.timezone.utc)
     value: dict[str, Any] = {"format": "aa-run", "version": 1, "run": run, "database": database, "event": "end",
-                             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "by": by,
+                             "at": f"{at.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z", "by": by,
                              "archiver_version": __version__}
     if wal is not None:
         value["wal"] = wal
