@@ -80,10 +80,10 @@ def _open(tree: Tree, name: str, real: str, chain: tuple[str, ...]) -> tuple[Opt
     try:
         parser = _FAST if sum(1 for _ in _NESTING.finditer(text)) < FAST_NESTING else yaml.SafeLoader
         return parser(text).get_single_node(), file
-    except RecursionError:
+    except (RecursionError, yaml.YAMLError) as error:
+        if isinstance(error, yaml.YAMLError) and "nesting depth" not in str(getattr(error, "problem", "")):  # PyYAML 6.0.4 has a limit
+            raise _syntax(text, name, error) from None
         raise ConfigError("the nesting is too deep", at=f"{name}:1") from None
-    except yaml.YAMLError as error:
-        raise _syntax(text, name, error) from None
 
 
 def _decode(data: bytes, name: str) -> str:
