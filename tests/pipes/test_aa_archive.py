@@ -12,7 +12,9 @@ from audit_archiver import exits
 from audit_archiver.formats import names
 from tests.ground import kill, tables
 from tests.ground.driven import Driven, logs, summary
-from tests.ground.held import staged_files
+from tests.ground.held import lock_row, staged_files
+from tests.ground.run import finish
+from tests.ground.wait import until
 
 T8_NAMES = ["t", "T", "_t", "audit_t", "audit", "t t"]
 
@@ -201,6 +203,43 @@ def test_the_table_is_vacuumed_as_configured_after_its_batches(db: Any, driven: 
     assert (space["returned"] > 0) is (strategy == "full")
     if strategy == "standard":
         assert space["reusable"] > 0 and space["returned"] == 0
+
+
+@pytest.mark.req("T35")
+@pytest.mark.parametrize("mode", ["held", "late"])
+def test_a_vacuum_meets_no_open_transaction_of_the_run_and_removes_every_dead_row(db: Any, driven: Callable[..., Driven], mode: str) -> None:
+    """VACUUM removes no row that an open transaction may still see, so each VACUUM is stopped where it begins and looked around from."""
+    # GIVEN two tables, and for each somebody whose lock lets rows be locked and deleted, but no VACUUM begin
+    names = ("one", "two")
+    others = [db.connect() for _ in names]
+    for name, other in zip(names, others):
+        logs(db, f"public.{name}", old=120, young=20)
+        lock_row(other, f"LOCK TABLE {name} IN SHARE UPDATE EXCLUSIVE MODE")
+    runs = driven([{"name": name, "timestamp_column": "created_at", "primary_key": "id"} for name in names], locking={"mode": mode},
+                  defaults={"vacuum_strategy": "standard", "batch_size": 50, "lock_timeout": 60})
+    child = runs.spawn()
+
+    def waits_for(name: str) -> bool:
+        assert child.poll() is None, f"it ended without a VACUUM of '{name}'"
+        return db.admin("SELECT query FROM pg_stat_activity WHERE datname = %s AND application_name LIKE 'audit-archiver vacuum %%' "
+                        "AND wait_event_type = 'Lock'", (db.name,)) == [(f'VACUUM (ANALYZE) "public"."{name}"',)]
+
+    for name, other in zip(names, others):
+        # WHEN its VACUUM waits THEN every row has left, and no transaction is open but the waiting one and those of this test
+        until(lambda name=name: waits_for(name), f"the VACUUM of '{name}' waits")  # type: ignore[misc]
+        assert db.execute("SELECT (SELECT count(*) FROM one), (SELECT count(*) FROM two)") == [(20, 20)]
+        assert db.admin("SELECT application_name, state, query FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend' "
+                        "AND coalesce(xact_start::text, backend_xid::text, backend_xmin::text) IS NOT NULL AND pid <> ALL (%s) "
+                        "AND pid <> pg_backend_pid() AND application_name NOT LIKE 'audit-archiver vacuum %%'",
+                        (db.name, [each.info.backend_pid for each in others if not each.closed])) == []
+        other.close()
+    # AND nothing but these VACUUMs has removed the dead rows, all of them
+    result = finish(child)
+    assert result.rc == 0, result.err
+    for table in summary(result)["databases"][0]["tables"]:
+        assert (table["rows"], table["space"]["done"], table["space"]["problem"]) == (120, True, None)
+    until(lambda: db.execute("SELECT n_dead_tup, vacuum_count, autovacuum_count FROM pg_stat_user_tables ORDER BY relname") == [(0, 1, 0)] * 2,
+          "the statistics show that no dead row is left")
 
 
 @pytest.mark.req("T7", "T58")
