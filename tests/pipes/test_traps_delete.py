@@ -15,10 +15,12 @@ import pytest
 
 from audit_archiver import exits
 from audit_archiver.formats import names
+from tests.conftest import ARCHIVER, TestDatabase
 from tests.ground import kill, tables
 from tests.ground.by_hand import ByHand, dump
 from tests.ground.driven import Driven, logs, summary
 from tests.ground.faulty_s3 import FaultyS3, answers, error, flip_bit, on, returns
+from tests.ground.postgres import Cluster
 from tests.ground.run import BIN, Result, finish, run_forked
 
 KEYED = {"timestamp_column": "created_at", "primary_key": "id"}
@@ -122,6 +124,43 @@ def test_nothing_is_deleted_when_the_store_lies_or_refuses(db: Any, bucket: Any,
     store.fault = None
     runs.ran()
     assert runs.whole("public.audit_logs", before) == 30
+
+
+@MODES
+def test_s12_a_second_server_that_writes_to_the_same_prefix_is_refused_and_keeps_its_rows(db: Any, bucket: Any, driven: Callable[..., Driven],
+                                                                                        config_file: Any, tmp_path: Path, mode: str) -> None:
+    """S12: the names of database and table are the same, only the system identifiers differ."""
+    # GIVEN a server whose table is archived, and another one that was given the same configuration
+    before = logs(db, old=60, young=5)
+    runs = driven(locking={"mode": mode})
+    runs.ran()
+    with Cluster.start() as cluster:
+        with contextlib.closing(cluster.connect()) as admin, admin.cursor() as cursor:
+            cursor.execute(f"CREATE ROLE {ARCHIVER} LOGIN")
+            cursor.execute(f"CREATE DATABASE {db.name} OWNER {ARCHIVER}")
+        with contextlib.closing(TestDatabase(cluster, db.name)) as second:
+            tables.create(second.connection, rows=40, first="2024-01-01", last="2024-12-31", start=5001)
+            theirs = tables.digest(second.connection, "public.audit_logs")
+            intruder = Driven(second, bucket, config_file(second, bucket, locking={"mode": mode}, staging_dir=str(tmp_path / "second")))
+            objects = settled(runs)
+            # WHEN that one is archived THEN it is a configuration error that names the owner
+            result = intruder.run()
+            assert result.rc == exits.CONFIG == summary(result)["exit"], result.err
+            system = db.admin("SELECT system_identifier::text FROM pg_control_system()")[0][0]
+            said, = [record for record in result.log if "belongs to another table or server" in record["msg"] and record["stage"] == "aa-upload"]
+            assert f"/{db.name}/audit_logs/'" in said["msg"]
+            assert said["detail"] == f"system {system}, {db.name} public.audit_logs"
+            # AND nothing is uploaded, nothing deleted
+            assert (settled(runs), tables.digest(second.connection, "public.audit_logs")) == (objects, theirs)
+    # AND the owner goes on as before
+    assert runs.whole("public.audit_logs", before) == 60
+    tables.fill(db.connection, rows=7, first="2024-01-01", last="2024-12-31", start=101)
+    assert runs.ran()["totals"]["rows"] == 7
+
+
+def settled(runs: Driven) -> dict[str, bytes]:
+    """Every object in the bucket apart from the records of runs."""
+    return {key: runs.archive.read(key) for key in runs.archive.keys() if "/.runs/" not in key}
 
 
 @pytest.mark.req("T44", "T19", "REQ-TXN-002", "REQ-INT-001")

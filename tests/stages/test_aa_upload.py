@@ -189,19 +189,24 @@ def test_a_start_of_another_run_under_our_name_stops_the_upload(bucket: Bucket, 
     assert upload(ground.staged(tmp_path / "staging", bucket.name, number=2)).rc == exits.FAILED
 
 
-@pytest.mark.parametrize("change", [{"system": "7000000000000000001"}, {"table": "audit%2Elogs"}])
-def test_a_prefix_of_another_server_or_table_is_refused_with_the_remedy(bucket: Bucket, upload: Callable[..., Result],
-                                                                        tmp_path: Path, change: dict[str, str]) -> None:
+@pytest.mark.parametrize("change", [{"system": "7000000000000000001"}, {"table": "audit%2Elogs"}, {"schema": "audit"}, {"database": "stock"}])
+def test_s12_a_prefix_of_another_server_or_table_is_refused_with_its_owner_s_name_and_the_remedy(
+        bucket: Bucket, upload: Callable[..., Result], tmp_path: Path, change: dict[str, str]) -> None:
+    """S12: two servers with one database name would share everything, and decide each other's batches."""
     assert upload(ground.staged(tmp_path / "staging", bucket.name)).rc == exits.OK
     owner = "archives/prod/audit_logs/_owner.json"
     theirs = {**json.loads(bucket.read(owner)), **change}
     bucket.client.put_object(Bucket=bucket.name, Key=owner, Body=json.dumps(theirs).encode())
+    before = bucket.keys()
     second = ground.staged(tmp_path / "staging", bucket.name, number=2)
     result = upload(second)
     assert (result.rc, result.out) == (exits.CONFIG, b"")
-    assert "belongs to another table or server" in result.log[-1]["msg"]
-    assert "s3.prefix" in result.log[-1]["hint"] and owner in result.log[-1]["hint"]
-    assert not any("batch_002" in key for key in bucket.keys())
+    said = result.log[-1]
+    assert f"'s3://{bucket.name}/archives/prod/audit_logs/' belongs to another table or server" in said["msg"]
+    assert said["detail"] == f"system {theirs['system']}, {theirs['database']} {theirs['schema']}.{theirs['table']}"
+    assert "s3.prefix" in said["hint"] and owner in said["hint"]
+    assert (bucket.keys(), json.loads(bucket.read(owner))) == (before, theirs), "nothing is uploaded, and the owner stays"
+    assert (Path(second["serialized"]["dir"]) / "batch.json").exists(), "and it can still be sent elsewhere"
 
 
 def test_two_tables_that_look_alike_have_prefixes_of_their_own(bucket: Bucket, upload: Callable[..., Result],
