@@ -17,12 +17,17 @@ CREATE TABLE audit_logs (id bigint PRIMARY KEY, created_at timestamptz NOT NULL,
 INSERT INTO audit_logs SELECT i, timestamptz '2024-01-01 00:00Z' + i * interval '1 minute', 'row ' || i
 FROM generate_series(1, 300) AS i ORDER BY {order};
 """
+WIDE = """
+ALTER TABLE audit_logs ALTER note SET STORAGE EXTERNAL;
+UPDATE audit_logs SET note = repeat('wide', 30000) WHERE id IN (7, 150, 151);
+"""
 
 
 @pytest.mark.req("REQ-ARC-007")
+@pytest.mark.parametrize("wide", [False, True], ids=["", "some rows out of line"])
 @pytest.mark.parametrize("order", ["i", "i DESC", "md5(i::text)"])
-def test_rows_are_archived_in_time_order_wherever_they_lie(db: Any, config_file: Any, order: str) -> None:
-    db.execute(SHUFFLED.format(order=order))
+def test_rows_are_archived_in_time_order_wherever_they_lie(db: Any, config_file: Any, order: str, wide: bool) -> None:
+    db.execute(SHUFFLED.format(order=order) + (WIDE if wide else ""))
     path = config_file(db, held.NoServer())
     job = held.plan(config.load(str(path), {}), "audit_logs", batch_size=150)
 

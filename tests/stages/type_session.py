@@ -42,11 +42,14 @@ class Session:
         return table_columns.columns(self.connection, self.rows("SELECT %s::regclass::oid", (table,))[0][0])
 
     def lines(self, table: str) -> list[bytes]:
-        """The row lines of a table in the order of its column n, as the holder copies them."""
-        select = table_columns.select_list(self.columns(table), "t")
-        out = io.BytesIO()
+        """The row lines of a table in the order of its column n, as the holder copies them: what row_to_json gives."""
+        columns = self.columns(table)
+        out, plain = io.BytesIO(), io.BytesIO()
         with self.connection.cursor() as cursor:
-            cursor.copy_expert(f"COPY (SELECT row_to_json(r.*) FROM (SELECT {select} FROM {table} t ORDER BY t.n) r) TO STDOUT {CSV}", out)
+            cursor.copy_expert(f"COPY (SELECT {table_columns.line_sql(columns, 't')} FROM {table} t ORDER BY t.n) TO STDOUT {CSV}", out)
+            cursor.copy_expert(f"COPY (SELECT row_to_json(r.*) FROM (SELECT {table_columns.select_list(columns, 't')} FROM {table} t "
+                               f"ORDER BY t.n) r) TO STDOUT {CSV}", plain)
+        assert out.getvalue() == plain.getvalue()
         return out.getvalue().split(b"\n")[:-1]
 
     def load(self, table: str, lines: list[bytes]) -> None:

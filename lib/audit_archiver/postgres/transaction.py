@@ -8,9 +8,9 @@ in a transaction and the transaction must be the one that was published; anythin
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
+import struct
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Sequence
 
@@ -25,6 +25,9 @@ from audit_archiver.postgres.rows_sql import BATCH, Statements
 WRITE_BYTES = 1 << 18
 BATCH_BYTES = 256 << 20  # of a batch's rows as they are stored, where any are stored out of line
 ROLLBACK_WITHIN_S = 10.0
+
+# COPY's binary format: signature, flags, length of the extension; fields, length and value of the first, length of the second
+_HEADER, _MESSAGE, _END = struct.Struct(">11sii"), struct.Struct(">hiii"), struct.Struct(">h")
 
 _NOW_SQL = "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
 
@@ -117,25 +120,24 @@ class Transaction:
                              hint="archive and remove those rows first, or change the foreign key")
 
     def copy(self, descriptor: int) -> tuple[int, int, str]:
-        """Write the batch's rows to `descriptor`; returns rows (COPY's tag), bytes and their SHA-256."""
-        raw = _HashingWriter(descriptor, self.cancel)
-        out = io.BufferedWriter(raw, WRITE_BYTES)
-        try:
-            with connect.errors(), self.connection.cursor() as cursor:
-                try:
-                    cursor.copy_expert(self._made().copy(heap_order=self._heap_order), out, WRITE_BYTES)
-                except Exception:
-                    if raw.failure is not None:
-                        raise raw.failure from None
-                    raise
+        """Write the batch's rows to `descriptor`; returns rows, bytes and their SHA-256.
+
+        Raises Failed unless everything arrived that COPY's command tag counts, up to the end mark.
+        """
+        out = _Lines(descriptor, self.cancel)
+        with connect.errors(), self.connection.cursor() as cursor:
+            try:
+                cursor.copy_expert(self._made().copy(heap_order=self._heap_order), out, WRITE_BYTES)
                 out.flush()
-                copied = cursor.rowcount  # psycopg2 reads it from COPY's command tag; -1 if there was none
-        finally:
-            raw.release()
+            except Exception:
+                if out.failure is not None:
+                    raise out.failure from None
+                raise
+            counted = cursor.rowcount  # psycopg2 reads it from COPY's command tag; -1 if there was none
         self.check()
-        if copied < 0:
-            raise Failed("COPY ended without a command tag")
-        return copied, raw.bytes, raw.sha256.hexdigest()
+        if not out.ended or counted != out.messages:
+            raise Failed(f"COPY wrote {counted} messages and {out.messages} arrived", hint="nothing was deleted; run again")
+        return out.rows, out.bytes, out.sha256.hexdigest()
 
     def delete(self, rows: int, keys_sha256: str) -> str:
         """Delete the batch and return the server's time; Mismatch unless exactly the keys of `keys_sha256` went and stay away."""
@@ -251,42 +253,73 @@ class Transaction:
         return self.statements
 
 
-class _HashingWriter(io.RawIOBase):
-    """Writes to a descriptor and hashes what went through; on a gone reader it cancels the COPY at once.
+class _Lines:
+    """Takes COPY's binary messages, each (rows, their lines), apart, writes the lines to a descriptor and hashes them.
 
-    Without the cancel psycopg2 would drain the rest of the COPY first: seconds with the locks held.
+    On a gone reader it cancels the COPY at once: psycopg2 would drain the rest of it first, seconds with the locks held.
     """
 
     def __init__(self, descriptor: int, cancel: Callable[[], None]) -> None:
-        super().__init__()
-        self._descriptor: Optional[int] = descriptor
-        self._cancel = cancel
+        self._descriptor, self._cancel = descriptor, cancel
+        self._held = b""
+        self._begun = False
+        self._parts: list[memoryview] = []
+        self._waiting = 0
         self.sha256 = hashlib.sha256()
-        self.bytes = 0
-        self.failure: Optional[OSError] = None
+        self.rows = self.messages = self.bytes = 0
+        self.ended = False
+        self.failure: Optional[Exception] = None
 
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        if self._descriptor is None:
-            return len(data)
+    def write(self, data: bytes) -> int:
+        """Called by psycopg2 with a message, or any part of one."""
         try:
-            written = _write(self._descriptor, data)
-        except OSError as error:
+            self._held = self._take(self._held + data if self._held else data)
+            if self._waiting >= WRITE_BYTES:
+                self.flush()
+        except Exception as error:
             self.failure = error
             self._cancel()
             raise
-        self.sha256.update(data[:written])
-        self.bytes += written
-        point("holder.copy.half")
-        return written
+        return len(data)
 
-    def release(self) -> None:
-        """Let go of the descriptor. A failed copy leaves rows in the buffer above, which the garbage collector
-        flushes some time later: into whatever file has the number by then.
-        """
-        self._descriptor = None
+    def flush(self) -> None:
+        """Write what waits."""
+        block = memoryview(b"".join(self._parts))
+        self._parts, self._waiting = [], 0
+        self.sha256.update(block)
+        while block:
+            written = _write(self._descriptor, block)
+            self.bytes += written
+            block = block[written:]
+            point("holder.copy.half")
+
+    def _take(self, data: bytes) -> bytes:
+        """Keep the lines of all whole messages; returns the rest."""
+        place = 0
+        if not self._begun and len(data) >= _HEADER.size:
+            signature, _, extension = _HEADER.unpack_from(data)
+            if signature != b"PGCOPY\n\xff\r\n\0" or extension:
+                raise Failed("COPY did not begin as its binary format does")
+            self._begun, place = True, _HEADER.size
+        while self._begun and len(data) - place >= _END.size:
+            if self.ended:
+                raise Failed("COPY wrote on after its end mark")
+            if _END.unpack_from(data, place) == (-1,):
+                self.ended, place = True, place + _END.size
+                continue
+            if len(data) - place < _MESSAGE.size:
+                break
+            fields, width, rows, size = _MESSAGE.unpack_from(data, place)
+            if (fields, width) != (2, 4) or size < 0:
+                raise Failed("COPY wrote something else than rows and their lines")
+            begin = place + _MESSAGE.size
+            if len(data) < begin + size:
+                break
+            place = begin + size
+            self._parts.append(memoryview(data)[begin:place])
+            self._waiting += size
+            self.rows, self.messages = self.rows + rows, self.messages + 1
+        return data[place:]
 
 
 def _write(descriptor: int, data: Any) -> int:

@@ -29,6 +29,9 @@ PARSED = frozenset("tsquery jsonpath aclitem abstime reltime tinterval".split())
 EXTENSIONS = frozenset({("citext", "citext"), ("ltree", "ltree")})
 """(extension, type) whose only JSON form is their text."""
 
+PLAIN = {**dict.fromkeys(("int2", "int4", "int8"), ""), **dict.fromkeys(("uuid", "inet", "cidr", "macaddr", "macaddr8", "pg_lsn"), '"')}
+"""What to_json puts around the text of these types, in which nothing ever needs an escape."""
+
 VECTORS = frozenset({"int2vector", "oidvector"})
 TINY_JSONB_BYTES = 13
 """A jsonb smaller than this can be JSON null but cannot hold the key "$json"; pg_column_size does not detoast."""
@@ -90,6 +93,7 @@ class Codec:
     `image`: what must be equal afterwards. `scalar`: the JSON is one string, number or boolean. `doubt`: why one
     value may come back and another not, None where every value does. `loose`: the text of an array or composite
     around it is not exact; `array_as`: the element type through which an array's text is exact nevertheless.
+    `around`: what to_json puts around the text of an encoded value, where that is all it does; else None.
     """
 
     sql: str
@@ -101,6 +105,16 @@ class Codec:
     doubt: Optional[str] = None
     loose: bool = False
     array_as: Optional[str] = None
+    around: Optional[str] = None
+
+    def fragments(self, x: str) -> list[str]:
+        """Expressions whose texts together, NULLs left out, are what row_to_json writes for `x`."""
+        value = self.encode(x)
+        if self.around is None:
+            return [f"coalesce(to_json({value}), 'null')"]
+        if self.around == "":
+            return [f"CASE WHEN {x} IS NULL THEN 'null' END", value]
+        return [f"CASE WHEN {x} IS NULL THEN 'null' ELSE '{self.around}' END", value, f"CASE WHEN {x} IS NOT NULL THEN '{self.around}' END"]
 
 
 class Codecs:
@@ -252,11 +266,11 @@ def _enum(kind: Type) -> Codec:
 def _builtin(kind: Type, depth: int) -> Codec:
     name = kind.name
     if name in NATIVE:
-        return Codec(kind.sql, kind.sql)
+        return Codec(kind.sql, kind.sql, around=PLAIN.get(name))
     if name in PARSED:
         return Codec(kind.sql, kind.sql, doubt=f"nobody has proven that every text of a '{name}' is read back")
     if name == "numeric":
-        return Codec(kind.sql, kind.sql, _as_text)
+        return Codec(kind.sql, kind.sql, _as_text, around='"')
     if name == "xml":  # its output function drops the XML declaration, the cast does not
         return Codec(kind.sql, kind.sql, _as_text, image=_as_text, loose=True, array_as="text",
                      doubt="the XML parser may refuse what was stored under another setting or by an older one")
@@ -266,7 +280,7 @@ def _builtin(kind: Type, depth: int) -> Codec:
         return _json(kind, depth)
     if name == "bytea":
         return Codec(kind.sql, "text", lambda x: f"'base64:' || replace(encode({x}, 'base64'), E'\\n', '')",
-                     lambda x: f"decode(substr({x}, 8), 'base64')")
+                     lambda x: f"decode(substr({x}, 8), 'base64')", around='"')
     if name == "char":  # bytes over 127 are no UTF-8, and come out raw before PostgreSQL 15
         return Codec(kind.sql, "text", lambda x: f"CASE WHEN {x}::int4 < 0 THEN {x}::int4::text ELSE {x}::text END",
                      lambda x: f"CASE WHEN length({x}) > 1 THEN {x}::int4::\"char\" ELSE {x}::\"char\" END",
@@ -287,7 +301,7 @@ def _jsonb(kind: Type) -> Codec:
         kind.sql, "jsonb",
         lambda x: (f"CASE WHEN CASE WHEN pg_column_size({x}) < {TINY_JSONB_BYTES} THEN {x} = 'null' ELSE {x} ? '$json' END "
                    f"THEN jsonb_build_object('$json', {x}::text) ELSE {x} END"),
-        lambda x: f"CASE WHEN {x} ? '$json' THEN ({x} ->> '$json')::jsonb ELSE {x} END", scalar=False)
+        lambda x: f"CASE WHEN {x} ? '$json' THEN ({x} ->> '$json')::jsonb ELSE {x} END", scalar=False, around="")
 
 
 def _json(kind: Type, depth: int) -> Codec:
@@ -311,4 +325,4 @@ def _json(kind: Type, depth: int) -> Codec:
     def decode(x: str) -> str:
         return f"CASE WHEN strpos({x}::text, '\"$json\"') > 0 THEN ({x} ->> '$json')::json ELSE {x} END"
 
-    return Codec(kind.sql, "json", encode, decode, image=_same if depth else flat, scalar=False)
+    return Codec(kind.sql, "json", encode, decode, image=_same if depth else flat, scalar=False, around="")
