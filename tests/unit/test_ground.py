@@ -186,6 +186,27 @@ def test_a_process_that_stops_itself_is_found_by_its_point_and_killed(tmp_path: 
     child.communicate()
 
 
+def test_a_thread_that_stops_its_process_at_a_point_does_not_get_past_it(tmp_path: Any) -> None:
+    """Ten times, since a signal to the process let the thread go on in one passage of three."""
+    code = ("import sys, threading, time\nfrom audit_archiver.points import point\n"
+            "def work():\n    point('holder.commit.before')\n    open(sys.argv[1], 'w').close()\n"
+            "thread = threading.Thread(target=work)\nthread.start()\nthread.join()\n")
+    for number in range(10):
+        past = tmp_path / str(number)
+        child = spawn(sys.executable, ["-c", code, past], env={"AA_TEST_POINT": "holder.commit.before"})
+        victim = kill.stopped_at("holder.commit.before", child.token, ended=child.poll)
+        until(lambda victim=victim: {_state(task) for task in Path(f"/proc/{victim}/task").iterdir()} == {"T"},  # type: ignore[misc]
+              "all its threads stand still")
+        assert not past.exists()
+        kill.go_on(victim)
+        assert child.wait(20) == 0 and past.exists()
+        child.communicate()
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
+
+
 @pytest.mark.parametrize("moment", ["initdb", "up"])
 def test_what_a_killed_test_run_leaves_is_removed_by_the_next(moment: str) -> None:
     code = ("import os, signal\nfrom tests.ground.postgres import Cluster\n"
