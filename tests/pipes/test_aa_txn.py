@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -18,22 +17,14 @@ from audit_archiver.driver import pipeline
 from audit_archiver.exits import InputError
 from tests.ground import kill, tables
 from tests.ground.archive import Archive
-from tests.ground.held import WHOLE, Holder, NoServer, backends, lock_row, plan
+from tests.ground.held import WHOLE, backends, lock_row, plan
 from tests.ground.proxy import Proxy
 from tests.ground.run import BIN, Child, Result, finish, run_forked, run_stage, spawn
 from tests.ground.wait import until
+from tests.pipes.conftest import rows_left
 
 REAL = "aa-select | aa-serialize | aa-upload | aa-verify | aa-delete"
-Make = Callable[..., Holder]
-
-
-@pytest.fixture()
-def holding(db, config_file) -> Iterator[Make]:
-    """Holders on public.audit_logs: 60 rows, 30 of them before 2025."""
-    tables.create(db.connection, rows=60, first="2024-01-01", last="2025-12-31")
-    path = config_file(db, NoServer)
-    with contextlib.ExitStack() as stack:
-        yield lambda **more: stack.enter_context(Holder(path, **more))
+ROWS = 60
 
 
 @pytest.fixture()
@@ -67,10 +58,6 @@ class Txn:
 
     def rows(self) -> int:
         return self.db.scalar("SELECT count(*) FROM audit_logs")
-
-
-def rows_left(db) -> int:
-    return db.scalar("SELECT count(*) FROM audit_logs")
 
 
 # -- the one-line pipe

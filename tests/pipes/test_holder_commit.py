@@ -21,22 +21,9 @@ from tests.ground import tables
 from tests.ground.held import Holder, NoServer, backends, plan, vouched
 from tests.ground.proxy import Proxy
 from tests.ground.wait import until
+from tests.pipes.conftest import rows_left
 
-Make = Callable[..., Holder]
-
-
-@pytest.fixture()
-def path(db, config_file) -> Path:
-    """A configuration for public.audit_logs: 40 rows, half of them before 2025."""
-    tables.create(db.connection, rows=40, first="2024-01-01", last="2025-12-31")
-    return config_file(db, NoServer)
-
-
-@pytest.fixture()
-def holding(path) -> Iterator[Make]:
-    """Holders for this test, closed at its end."""
-    with contextlib.ExitStack() as stack:
-        yield lambda **more: stack.enter_context(Holder(path, **more))
+ROWS = 40
 
 
 @pytest.fixture()
@@ -44,10 +31,6 @@ def deleted(holding) -> tuple[Holder, dict[str, Any]]:
     """A holder and the line of its one batch, deleted and not yet committed."""
     holder = holding()
     return holder, holder.delete(holder.verified(plan(holder.settings, "audit_logs"))).lines[0]
-
-
-def rows_left(db) -> int:
-    return db.scalar("SELECT count(*) FROM audit_logs")
 
 
 # -- only what it deleted itself

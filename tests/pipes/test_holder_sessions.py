@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -17,26 +16,9 @@ from audit_archiver.postgres import connect, locks
 from tests.ground import tables
 from tests.ground.held import WHOLE, Holder, NoServer, backends, lock_row, plan
 from tests.ground.wait import until
+from tests.pipes.conftest import rows_left
 
-Make = Callable[..., Holder]
-
-
-@pytest.fixture()
-def path(db, config_file) -> Path:
-    """A configuration for public.audit_logs: 40 rows, half of them before 2025."""
-    tables.create(db.connection, rows=40, first="2024-01-01", last="2025-12-31")
-    return config_file(db, NoServer)
-
-
-@pytest.fixture()
-def holding(path) -> Iterator[Make]:
-    """Holders for this test, closed at its end."""
-    with contextlib.ExitStack() as stack:
-        yield lambda path=path, **more: stack.enter_context(Holder(path, **more))
-
-
-def rows_left(db) -> int:
-    return db.scalar("SELECT count(*) FROM audit_logs")
+ROWS = 40
 
 
 # -- K1 and K2

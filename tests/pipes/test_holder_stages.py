@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import stat
 import subprocess
 import threading
 from pathlib import Path
-from typing import Callable, Iterator
 
 import pytest
 
@@ -17,39 +15,12 @@ from audit_archiver.exits import ConfigError, Failed, Mismatch
 from audit_archiver.holder.callers import Caller
 from audit_archiver.holder.client import Client, JobFailed
 from tests.ground import tables
-from tests.ground.held import RUN, Holder, NoServer, backends, plan, stuck_copy
+from tests.ground.held import RUN, backends, plan, stuck_copy
 from tests.ground.run import run_stage
 from tests.ground.wait import until
+from tests.pipes.conftest import rows_left
 
-Make = Callable[..., Holder]
-
-
-@pytest.fixture()
-def path(db, config_file) -> Path:
-    """A configuration for public.audit_logs: 200 rows, half of them before 2025."""
-    tables.create(db.connection, rows=200, first="2024-01-01", last="2025-12-31")
-    return config_file(db, NoServer)
-
-
-@pytest.fixture()
-def holding(path) -> Iterator[Make]:
-    """Holders for this test, closed at its end."""
-    with contextlib.ExitStack() as stack:
-        yield lambda **more: stack.enter_context(Holder(path, **more))
-
-
-@pytest.fixture()
-def pipe(holding) -> Iterator[tuple[int, int]]:
-    """A pipe, closed before the holders are: they wait for a copy that still writes into it."""
-    ends = os.pipe()
-    yield ends
-    for each in ends:
-        with contextlib.suppress(OSError):
-            os.close(each)
-
-
-def rows_left(db) -> int:
-    return db.scalar("SELECT count(*) FROM audit_logs")
+ROWS = 200
 
 
 # -- who disappears

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Any, Callable, Iterator
+from pathlib import Path
+from typing import Any, Callable
 
 import pytest
 
@@ -12,19 +13,15 @@ from audit_archiver.exits import ArchiverError, ConfigError, PermissionDenied
 from audit_archiver.postgres import catalog, connect
 from tests.ground.held import WHOLE, Holder, NoServer, backends, plan
 
-Make = Callable[..., Holder]
+LOGS = {"name": "logs", "timestamp_column": "created_at", "primary_key": "id"}
 
 
 @pytest.fixture()
-def holding(db, config_file) -> Iterator[Make]:
-    """Holders for this test, closed at its end. The table logs has 20 rows, 10 of them before 2025."""
+def path(db, config_file) -> Path:
+    """A configuration for the table logs: 20 rows, 10 of them before 2025."""
     db.execute("CREATE TABLE logs (id bigint PRIMARY KEY, created_at timestamptz NOT NULL, note text)")
     db.execute("INSERT INTO logs SELECT i, '2024-12-22Z'::timestamptz + i * interval '1 day', 'n' || i FROM generate_series(0, 19) i")
-    with contextlib.ExitStack() as stack:
-        def make(tables=({"name": "logs", "timestamp_column": "created_at", "primary_key": "id"},), **more):
-            options = {name: more.pop(name) for name in ("locking", "defaults") if name in more}
-            return stack.enter_context(Holder(config_file(db, NoServer, tables, **options), **more))
-        yield make
+    return config_file(db, NoServer, [LOGS])
 
 
 def everything(db) -> list[tuple[Any, ...]]:
@@ -208,9 +205,9 @@ def test_a_delete_that_would_reach_rows_of_a_child_table_is_refused_by_name(hold
 
 
 @pytest.mark.req("T32")
-def test_cascading_children_are_let_go_once_that_is_acknowledged(holding, with_children, db):
+def test_cascading_children_are_let_go_once_that_is_acknowledged(holding, with_children, db, config_file):
     with_children("CASCADE")
-    holder = holding([{"name": "logs", "timestamp_column": "created_at", "primary_key": "id", "cascade": "acknowledged"}])
+    holder = holding(config_file(db, NoServer, [{**LOGS, "cascade": "acknowledged"}]))
     holder.archive(plan(holder.settings, "logs"))
     assert db.execute("SELECT * FROM child") == [(2, 15)] and len(everything(db)) == 10
 
