@@ -18,7 +18,7 @@ from typing import Any, Mapping, Optional, Sequence, Union
 from tests.ground.run import spawn
 from tests.ground.wait import PATIENCE, until
 
-EOF = "\x04"
+CTRL_C, EOF = "\x03", "\x04"
 
 
 class Terminal:
@@ -30,7 +30,7 @@ class Terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self._seen = b""
         self.child = spawn(name, argv, env, stdin=theirs, stderr=theirs, stdout=theirs if stdout is None else stdout,
-                           start_new_session=True)
+                           start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # so that Ctrl-C is heard
         os.close(theirs)
         os.set_blocking(self._ours, False)
 

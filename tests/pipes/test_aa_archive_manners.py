@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from audit_archiver import exits
+from audit_archiver.driver import figures
+from tests.conftest import AUDIT_LOGS
 from tests.ground import kill
 from tests.ground.driven import Driven, logs, summary
 from tests.ground.run import finish, run_forked
-from tests.ground.terminal import EOF, Terminal
+from tests.ground.terminal import CTRL_C, EOF, Terminal
 from tests.ground.wait import until
 
 
@@ -69,21 +71,38 @@ def test_quiet_writes_not_one_byte_when_all_is_well_and_one_line_otherwise(runs:
 
 
 @pytest.mark.req("REQ-OBS-011", "REQ-OBS-012", "REQ-OBS-014", "REQ-USE-008", "REQ-USE-009")
-def test_on_a_terminal_it_shows_the_plan_asks_draws_progress_and_closes_with_a_table(runs: Driven) -> None:
-    with Terminal("aa-archive", ["-c", runs.path]) as terminal:
-        terminal.expect("archive and delete 250 rows of 1 table? [y/N] ")
-        assert left(runs) == 300 and runs.archive.keys() == []
+@pytest.mark.parametrize("columns", [80, 150])
+def test_a_person_sees_plan_question_progress_and_closing_table(db: Any, bucket: Any, config_file: Any, columns: int) -> None:
+    # GIVEN a table with rows that are due, one without any, and one that is refused
+    logs(db, old=3000)
+    db.execute("CREATE TABLE empty (id int PRIMARY KEY, created_at timestamptz); CREATE TABLE keyless (id int NOT NULL, created_at date)")
+    named = [{**AUDIT_LOGS, "name": name} for name in ("audit_logs", "empty", "keyless")]
+    runs = Driven(db, bucket, config_file(db, bucket, named, defaults={"vacuum_strategy": "standard", "batch_size": 500}))
+    with Terminal("aa-archive", ["-c", runs.path], columns=columns) as terminal:
+        terminal.expect("archive and delete 3,000 rows of 1 table? [y/N] ")
+        plan = terminal.seen.replace("\r\n", "\n")
+        # THEN it shows what would be done with each, and does nothing before the answer
+        assert re.search(r"^run \S+   \S+ at local socket -> s3://\S+/archives/$", plan, re.MULTILINE)
+        assert re.search(r"^  public\.audit_logs  older than 20\d\d-\d\d-\d\d \d\d:\d\d:\d\dZ  3,000 rows  6 batches$", plan, re.MULTILINE)
+        assert re.search(r"^  public\.empty       older than .* 0 rows  nothing to do$", plan, re.MULTILINE)
+        assert re.search(rf"^  public\.keyless     refused: .* \({re.escape(str(runs.path))}:\d+\)$", plan, re.MULTILINE)
+        assert (left(runs), runs.archive.keys()) == (3050, [])
+        # AND WHEN it is yes
         terminal.type("y\n")
-        assert terminal.end() == 0
-        seen = terminal.seen
-    assert re.search(r"public\.audit_logs +older than 20\d\d-\d\d-\d\d \d\d:\d\d:\d\dZ +250 rows +3 batches", seen)
-    assert re.search(r"public\.audit_logs \[#+\] 250/250  100%  [\d,]+ rows/s  ETA ", seen), seen
-    table = [line.split() for line in seen.split("\r\n") if line.startswith(("TABLE ", "public.audit_logs  "))]
-    assert table[0][:2] == ["TABLE", "ROWS"] and table[-1][:2] == ["public.audit_logs", "250"]
-    assert re.search(r"select [\d.]+ s  serialize .* \(stages overlap\)", seen)
-    assert re.search(r"done in [\d.]+ s: 1 of 1 table\. exit 0\r\n$", seen), seen[-300:]
-    assert "{" not in seen and "\x1b" not in seen, "no JSON and no colour for a person"
-    assert (left(runs), recorded(runs)) == (50, 250)
+        assert terminal.end() == exits.SOME_FAILED
+        seen = terminal.seen.replace("\r\n", "\n")
+    # THEN one line is redrawn that never takes more than the terminal's width; no JSON and no colour for a person
+    drawn = [part for part in re.split(r"[\r\n]", seen) if " rows/s" in part]
+    assert drawn and all(figures.width(part.rstrip()) < columns for part in drawn)
+    bar = r"\[#+\] " if columns == 150 else ""
+    assert re.search(rf"^public\.audit_logs {bar}3,000/3,000  100%  [\d,]+ rows/s  ETA \d+:\d\d  batch (\d+)/\1\b", drawn[-1]), drawn[-1]
+    assert "{" not in seen and "\x1b" not in seen
+    closing = seen[seen.index("TABLE "):]
+    assert re.search(r"^public\.audit_logs +3,000 +0 +\d+ +\d+\.\d [kM]B +0\.\d{3} +[\d,]+ +\d+ [kM]B +\d+ [kM]?B$", closing, re.MULTILINE)
+    assert re.search(r"^select .* record .* vacuum .* \(stages overlap\)$", closing, re.MULTILINE)
+    assert re.search(r"^refused: public\.keyless: .*\(.*:\d+\)$", closing, re.MULTILINE)
+    assert re.search(r"^done in [^:]*: 2 of 3 tables, 1 refused\. exit 1\n$", closing, re.MULTILINE)
+    assert (left(runs), recorded(runs)) == (50, 3000)
 
 
 @pytest.mark.req("REQ-USE-009")
@@ -100,8 +119,9 @@ def test_any_other_answer_than_yes_archives_nothing(runs: Driven, keys: str) -> 
 def test_ctrl_c_at_the_question_ends_it_at_once(runs: Driven) -> None:
     with Terminal("aa-archive", ["-c", runs.path]) as terminal:
         terminal.expect("[y/N] ")
-        os.killpg(terminal.child.pid, signal.SIGINT)
+        terminal.type(CTRL_C)
         assert terminal.end() == -signal.SIGINT
+        assert "stopped by SIGINT" in terminal.seen
     assert (left(runs), runs.archive.keys()) == (300, [])
 
 
@@ -111,7 +131,25 @@ def test_force_asks_nothing_and_neither_does_a_run_without_rows(runs: Driven) ->
         with Terminal("aa-archive", ["-c", runs.path, *argv]) as terminal:
             assert terminal.end() == 0
             assert "[y/N]" not in terminal.seen
+            assert ("250 rows  3 batches" in terminal.seen) is bool(argv)
     assert left(runs) == 50
+
+
+@pytest.mark.req("REQ-OBS-013")
+def test_quiet_says_nothing_on_a_terminal_either(runs: Driven) -> None:
+    with Terminal("aa-archive", ["-c", runs.path, "--quiet", "--force"]) as terminal:
+        assert (terminal.end(), terminal.seen) == (0, "")
+    assert left(runs) == 50
+
+
+def test_names_of_any_script_fit_a_terminal_that_can_only_write_ascii(db: Any, bucket: Any, config_file: Any) -> None:
+    db.execute('CREATE TABLE "журнал_監査" (id int PRIMARY KEY, created_at timestamptz)')
+    db.execute("INSERT INTO \"журнал_監査\" SELECT i, '2024-01-01Z' FROM generate_series(1, 50) i")
+    path = config_file(db, bucket, [{**AUDIT_LOGS, "name": "журнал_監査"}])
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Asia/Kathmandu"}
+    with Terminal("aa-archive", ["-c", path, "--force"], env, columns=80) as terminal:
+        assert terminal.end() == 0, terminal.seen
+        assert "done in" in terminal.seen
 
 
 def test_a_summary_into_a_full_disk_is_an_error_and_the_rows_are_archived(runs: Driven) -> None:
@@ -200,11 +238,11 @@ def test_a_second_run_exits_4_and_says_by_whom_and_since_when_the_lock_is_held(r
     assert finish(child).rc == 0 and left(runs) == 50
 
 
-@pytest.mark.req("REQ-USE-003", "REQ-EXE-006")
+@pytest.mark.req("REQ-USE-003", "REQ-EXE-006", "REQ-OBS-002")
 def test_v_says_more_and_help_names_every_option(runs: Driven) -> None:
-    quiet, loud = runs.run("--limit", 10), runs.run("--limit", 10, "-v")
-    assert quiet.rc == loud.rc == 0
-    assert "DEBUG" not in {record["level"] for record in quiet.log} and "DEBUG" in {record["level"] for record in loud.log}
+    plain, loud = runs.run("--limit", 10), runs.run("--limit", 10, "-v")
+    assert plain.rc == loud.rc == 0
+    assert "DEBUG" not in {record["level"] for record in plain.log} and "DEBUG" in {record["level"] for record in loud.log}
     page = run_forked("aa-archive", ["--help"]).out.decode()
     assert all(option in page for option in ("--dry-run", "--validate-only", "--limit", "--start-date", "--end-date", "--force"))
 
