@@ -116,7 +116,8 @@ def _peak(pid: int) -> tuple[str, float]:
     """("aa-upload", 61.2): what the process is called, and the most memory it has had so far in MB."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        comm = Path(f"/proc/{pid}/comm").read_bytes().strip()
+        words = [comm] if comm.startswith(b"aa-") else Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return "", 0.0
     marked = [line for line in status.split("\n") if line.startswith("VmHWM:")]

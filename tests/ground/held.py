@@ -22,7 +22,7 @@ from typing import Any, Mapping, Optional, Sequence, Union
 
 from audit_archiver import config, lines
 from audit_archiver.config.model import Config, Database
-from audit_archiver.driver import pipeline
+from audit_archiver.driver import children, pipeline
 from audit_archiver.exits import ArchiverError, Failed
 from audit_archiver.formats import job as jobs
 from audit_archiver.holder import commit
@@ -86,6 +86,7 @@ class Holder:
             self.settings = dataclasses.replace(self.settings, databases=(changed,))
         self.operations = Operations(self.settings, None, in_flight, recover, **more)
         self.server = Server(self.operations, env or {})
+        self.server.serve()
         self.env = {"AA_TXN": self.server.path, "AA_CONFIG": str(path), "AA_STAGING": str(Path(path).parent / "staging")}
         self._clients: list[Client] = []
 
@@ -157,7 +158,7 @@ class Holder:
         text = shell.replace("VOUCH", f"{tool} vouch").replace("SAY", f"{tool} say").replace("WAIT", f"{tool} wait")
         out: list[dict[str, Any]] = []
         with open(jobs_file, "rb") as stdin:
-            child = pipeline.start(["sh", "-c", text], {"PATH": f"{BIN}:{os.defpath}", **self.env}, stdin)
+            child = children.start(["sh", "-c", text], {"PATH": f"{BIN}:{os.defpath}", **self.env}, stdin)
             failure = pipeline.run([child], self.operations, self.server, signals or pipeline.Signals(install=False),
                                    lambda line: out.append(json.loads(line)))
         return failure, out

@@ -94,7 +94,11 @@ def pids() -> list[int]:
 
 
 def command(pid: int) -> str:
-    """The command line of a process; empty if it does not run."""
+    """The command line of a process, or the name that a stage has given itself; empty if it does not run."""
+    with contextlib.suppress(OSError):
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        if name.startswith("aa-"):
+            return name
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     seen = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], stdout=subprocess.PIPE, text=True, check=False)

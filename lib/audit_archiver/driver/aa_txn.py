@@ -16,7 +16,7 @@ from audit_archiver import cli, config, exits, log
 from audit_archiver.catalogue.recover import recoverer
 from audit_archiver.cli import Command
 from audit_archiver.config.model import Config
-from audit_archiver.driver import pipeline
+from audit_archiver.driver import children, pipeline
 from audit_archiver.exits import ArchiverError, ConfigError
 from audit_archiver.formats import job as jobs
 from audit_archiver.holder.notes import JobNotes
@@ -56,7 +56,8 @@ def run(command: Command) -> int:
                             recoverer(settings, store, staging=config.staging_root(settings, None, command.env)))
     server = Server(operations, command.env)
     try:
-        child = pipeline.start(argv, holder_environment(command.env, settings, server), stdin=None)
+        child = children.start(argv, holder_environment(command.env, settings, server), stdin=None)
+        server.serve()
         failure = pipeline.run([child], operations, server, signals, command.sink.write, watch=command.sink.stream.fileno())
     finally:
         server.close()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,8 +19,9 @@ from typing import Any, Callable, Mapping, Optional, Sequence
 
 from audit_archiver import lines, log
 from audit_archiver.config.model import Config, Database
-from audit_archiver.driver import late, pipeline
+from audit_archiver.driver import children, late, pipeline
 from audit_archiver.driver.aa_txn import holder_environment, places
+from audit_archiver.driver.children import Child
 from audit_archiver.exits import ArchiverError, Failed, LockHeld
 from audit_archiver.holder.notes import JobKey, JobNotes, key_of
 from audit_archiver.holder.operations import Operations
@@ -89,13 +89,15 @@ class DatabaseRun:
         operations = Operations(self.settings, self.run, self.settings.in_flight_batches, self._recover,
                                 numbers=self._numbers, leave=self._leave, notes=self.notes)
         server = Server(operations, self._env)
-        processes: list[subprocess.Popen[bytes]] = []
+        processes: list[Child] = []
         record: Optional[Record] = None
         try:
-            # The stages start before the lock is taken: their imports overlap with recovery and planning.
+            # The stages start before any thread of ours and before the lock is taken: what they load overlaps with recovery
+            # and planning.
             env = {**holder_environment(self._env, self.settings, server), "AA_RUN": self.run}
             feed = self._start(processes, env)
             record = Record(env, self._flags)
+            server.serve()
             session = DatabaseSession(self.settings, self.database, self.run, self._recover)
             operations.sessions[self.database.name] = session
             point("archive.recovered")
@@ -111,7 +113,7 @@ class DatabaseRun:
             operations.fail(error)
             return error, None, []
         finally:
-            pipeline.end(processes)
+            children.end(processes)
             if record is not None:
                 record.finish()
             server.close()
@@ -119,7 +121,7 @@ class DatabaseRun:
 
     def _attempt_late(self) -> Optional[ArchiverError]:
         """One pipeline without a holder: lock, recover and plan first, then let go, since aa-delete takes the lock itself."""
-        processes: list[subprocess.Popen[bytes]] = []
+        processes: list[Child] = []
         try:
             session = DatabaseSession(self.settings, self.database, self.run, self._recover)
             try:
@@ -139,16 +141,16 @@ class DatabaseRun:
         except ArchiverError as error:
             return error
         finally:
-            pipeline.end(processes)
+            children.end(processes)
 
-    def _start(self, processes: list[subprocess.Popen[bytes]], env: Mapping[str, str], stages: Sequence[str] = STAGES) -> int:
+    def _start(self, processes: list[Child], env: Mapping[str, str], stages: Sequence[str] = STAGES) -> int:
         """Start the stages in a pipe; returns the descriptor that feeds the first one."""
         read_end, feed = os.pipe()
         widen(feed)
         stdin: Any = os.fdopen(read_end, "rb")
         for stage in stages:
             with stdin:
-                processes.append(pipeline.start(command(stage, self._flags), env, stdin))
+                processes.append(children.start_stage(stage, self._flags, env, stdin))
             stdin = processes[-1].stdout
             widen(stdin.fileno())
         return feed
@@ -246,7 +248,7 @@ class Record:
     def __init__(self, env: Mapping[str, str], flags: Sequence[str]) -> None:
         self._recorded = tempfile.TemporaryFile()
         outside = {key: value for key, value in env.items() if key != "AA_TXN"}
-        self._process = pipeline.start(command(RECORD, flags), outside, subprocess.PIPE, self._recorded)
+        self._process = children.start_stage(RECORD, flags, outside, subprocess.PIPE, self._recorded)
         self._given = 0
         self._sent: list[float] = []
         self.seconds = 0.0
@@ -277,7 +279,7 @@ class Record:
         try:
             code = self._process.wait(RECORD_GRACE_S)
         except subprocess.TimeoutExpired:
-            pipeline.end([self._process])
+            children.end([self._process])
             code = None
         self._recorded.seek(0)
         recorded = self._read_times()
@@ -300,11 +302,6 @@ class Record:
             self.seconds += max(0.0, done_at - max(sent, free_at))
             count, free_at = count + 1, done_at
         return count
-
-
-def command(stage: str, flags: Sequence[str]) -> list[str]:
-    """How a stage is started: beside this executable and with this interpreter, never through PATH (no version skew)."""
-    return [sys.executable, os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), stage), *flags]
 
 
 def widen(descriptor: int) -> None:

@@ -14,7 +14,8 @@ import time
 from typing import Any, Callable, Optional, Sequence
 
 from audit_archiver import lines
-from audit_archiver.driver import pipeline
+from audit_archiver.driver import children, pipeline
+from audit_archiver.driver.children import Child
 from audit_archiver.exits import TABLE, ArchiverError, Failed
 from audit_archiver.formats import batch as batches
 from audit_archiver.holder.notes import JobKey, JobNotes
@@ -22,7 +23,7 @@ from audit_archiver.holder.notes import JobKey, JobNotes
 END_GRACE_S = 600.0
 
 
-def run(processes: Sequence[subprocess.Popen[bytes]], notes: dict[JobKey, JobNotes], signals: pipeline.Signals,
+def run(processes: Sequence[Child], notes: dict[JobKey, JobNotes], signals: pipeline.Signals,
         tick: Callable[[], None]) -> Optional[ArchiverError]:
     """Book every recorded batch that comes out of the last of `processes`; why the pipeline failed, or None."""
     output = processes[-1].stdout
@@ -38,14 +39,14 @@ def run(processes: Sequence[subprocess.Popen[bytes]], notes: dict[JobKey, JobNot
     except ArchiverError as error:
         return error
     except subprocess.TimeoutExpired as error:
-        return Failed(f"'{pipeline.title(processes[-1])}' ended, but another stage did not within {error.timeout:.0f} s")
+        return Failed(f"'{children.title(processes[-1])}' ended, but another stage did not within {error.timeout:.0f} s")
     finally:
-        pipeline.end(processes)
+        children.end(processes)
         output.close()
     return _verdict(processes)
 
 
-def _book_all(output: int, processes: Sequence[subprocess.Popen[bytes]], notes: dict[JobKey, JobNotes],
+def _book_all(output: int, processes: Sequence[Child], notes: dict[JobKey, JobNotes],
               signals: pipeline.Signals, tick: Callable[[], None]) -> None:
     held, drained = b"", False
     while True:
@@ -75,12 +76,12 @@ def _book(line: dict[str, Any], notes: dict[JobKey, JobNotes]) -> None:
     each.gz_bytes += line["serialized"]["data"]["gz_bytes"]
 
 
-def _verdict(processes: Sequence[subprocess.Popen[bytes]]) -> Optional[ArchiverError]:
+def _verdict(processes: Sequence[Child]) -> Optional[ArchiverError]:
     """The first stage that failed by itself; those after it only lost their input."""
     for process in processes:
         code = process.returncode
         if code:
-            error = Failed(f"'{pipeline.title(process)}' ended with code {code}", hint="its own log says why")
+            error = Failed(f"'{children.title(process)}' ended with code {code}", hint="its own log says why")
             error.code = code if code in TABLE and 0 < code < 128 else error.code
             error.retry = code == 7
             return error

@@ -12,9 +12,11 @@ import os
 import signal
 import subprocess
 import time
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 from audit_archiver import exits, lines, log
+from audit_archiver.driver import children
+from audit_archiver.driver.children import Child
 from audit_archiver.exits import ArchiverError, Failed, InputError
 from audit_archiver.formats import batch as batches
 from audit_archiver.holder import commit
@@ -23,7 +25,6 @@ from audit_archiver.holder.server import Server
 from audit_archiver.points import point
 
 POLL_S = 0.1
-END_GRACE_S = 5.0
 IDLE_GRACE_S = 0.5
 BYE_GRACE_S = 5.0
 
@@ -48,7 +49,7 @@ class Signals:
         return 128 + (self.first or 0)
 
 
-def run(processes: Sequence[subprocess.Popen[bytes]], operations: Operations, server: Server, signals: Signals,
+def run(processes: Sequence[Child], operations: Operations, server: Server, signals: Signals,
         pass_on: Callable[[bytes], None], tick: Callable[[], None] = lambda: None,
         watch: Optional[int] = None) -> Optional[ArchiverError]:
     """Commit what the last of `processes` writes, until all have ended; why it failed, or None.
@@ -70,7 +71,7 @@ def run(processes: Sequence[subprocess.Popen[bytes]], operations: Operations, se
         failure.code = exits.READER_GONE
         operations.fail(failure)
     finally:
-        end(processes)
+        children.end(processes)
         output.close()
     return failure
 
@@ -118,56 +119,20 @@ def _commit_all(output: int, operations: Operations, signals: Signals, pass_on: 
             point("holder.line.passed")
 
 
-def _settle(processes: Sequence[subprocess.Popen[bytes]], operations: Operations, server: Server) -> Optional[ArchiverError]:
+def _settle(processes: Sequence[Child], operations: Operations, server: Server) -> Optional[ArchiverError]:
     """Wait until every child has ended and every stage's bye was heard, then judge."""
     deadline = time.monotonic() + BYE_GRACE_S
     for process in processes:
         try:
             process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            return Failed(f"'{title(process)}' closed its output but did not end")
+            return Failed(f"'{children.title(process)}' closed its output but did not end")
     while (verdict := server.verdict()) is not None and server.present() and time.monotonic() < deadline:
         server.wait_for_news(deadline - time.monotonic())
     codes = [process.returncode for process in processes]
     if verdict is None and any(codes):
         position = next(n for n, code in enumerate(codes) if code)
-        verdict = Failed(f"'{title(processes[position])}' ended with code {codes[position]}")
+        verdict = Failed(f"'{children.title(processes[position])}' ended with code {codes[position]}")
     if verdict is not None:
         operations.fail(verdict)
     return verdict
-
-
-def start(argv: Sequence[str], env: Mapping[str, str], stdin: Any, stdout: Any = subprocess.PIPE) -> subprocess.Popen[bytes]:
-    """Start one child in a session of its own: a Ctrl-C must not kill the batch that the first signal wants finished."""
-    try:
-        return subprocess.Popen(list(argv), stdin=stdin, stdout=stdout, env=dict(env), start_new_session=True)
-    except OSError as error:
-        raise Failed(f"cannot start '{argv[0]}': {error.strerror}") from None
-
-
-def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End every child and its own children: TERM, then KILL for who does not go; a stopped one is woken to hear it."""
-    for process in processes:
-        if process.returncode is None:  # not reaped yet, so its group's number is its own, even if it ended before its children
-            _signal_group(process, signal.SIGTERM)
-            _signal_group(process, signal.SIGCONT)
-    deadline = time.monotonic() + END_GRACE_S
-    for process in processes:
-        try:
-            process.wait(max(0.05, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            _signal_group(process, signal.SIGKILL)
-            process.wait()
-
-
-def _signal_group(process: subprocess.Popen[bytes], signum: int) -> None:
-    try:
-        os.killpg(process.pid, signum)
-    except ProcessLookupError:
-        log.debug("child.gone", f"'{title(process)}' had ended already")
-
-
-def title(process: subprocess.Popen[bytes]) -> str:
-    """What messages call a child: the command it runs."""
-    argv = process.args
-    return os.path.basename(argv[1] if isinstance(argv, list) and len(argv) > 1 and argv[0].endswith(("python", "python3")) else argv[0])  # type: ignore[index]

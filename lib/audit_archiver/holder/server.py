@@ -25,6 +25,7 @@ from audit_archiver.postgres import connect
 
 SOCKET_PATH_BYTES = 107
 WATCH_EVERY_S = 1.0
+THREADS_END_S = 1.0
 HEARTBEAT_S = 30.0
 DDL_WAIT_S = 5.0
 DELETE_HELLO_S = 60.0
@@ -34,7 +35,7 @@ _PHASES = {"lock": "select", "copy": "select", "delete": "delete"}  # of operati
 
 
 class Server:
-    """Serves `operations` on a Unix-domain socket of its own until closed."""
+    """Serves `operations` on a Unix-domain socket of its own, from `serve` until closed."""
 
     def __init__(self, operations: Operations, env: Mapping[str, str]) -> None:
         self.operations = operations
@@ -59,6 +60,9 @@ class Server:
         self._threads = [threading.Thread(target=self._accept, name="accept", daemon=True),
                          threading.Thread(target=self._watch_clients, name="clients", daemon=True),
                          threading.Thread(target=self._watch_transactions, name="watchdog", daemon=True)]
+
+    def serve(self) -> None:
+        """Begin; who has called since the socket was made, waits for this."""
         for thread in self._threads:
             thread.start()
 
@@ -106,6 +110,9 @@ class Server:
             clients = list(self._clients.values())
         for client in clients:
             client.hang_up()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(THREADS_END_S)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _accept(self) -> None:

@@ -12,6 +12,7 @@ botocore is imported when a Connection is made: it costs more than the rest of a
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import time
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional, TypeVar
@@ -108,16 +109,9 @@ def _client(s3: S3) -> tuple[Any, str]:
     """The botocore client, which is boto3's without the resources and twice as fast to make, and who it is."""
     import botocore.session
     from botocore.config import Config
-    from botocore.loaders import Loader
-
-    class OnlyS3(Loader):
-        """botocore lists every service's directory to check a name; that is a tenth of the client's cost."""
-
-        def list_available_services(self, type_name: str) -> list[str]:
-            return ["s3"]
 
     session = botocore.session.Session()
-    session.register_component("data_loader", OnlyS3(include_default_search_paths=True))
+    session.register_component("data_loader", _loader())
     explicit = bool(s3.access_key_id and s3.secret_access_key)
     if s3.profile and not explicit:
         session.set_config_variable("profile", s3.profile)
@@ -145,6 +139,20 @@ def _client(s3: S3) -> tuple[Any, str]:
     key = credentials.access_key
     how = "" if explicit else f" ({'profile ' + s3.profile if s3.profile else credentials.method})"
     return client, f"{key[:4]}...{key[-4:]}{how}"
+
+
+@functools.lru_cache(maxsize=1)
+def _loader() -> Any:
+    """botocore's descriptions of S3, read once for this process and its forks: more than half of a client's cost."""
+    from botocore.loaders import Loader
+
+    class OnlyS3(Loader):
+        """botocore lists every service's directory to check a name; that is a tenth of the client's cost."""
+
+        def list_available_services(self, type_name: str) -> list[str]:
+            return ["s3"]
+
+    return OnlyS3(include_default_search_paths=True)
 
 
 def _proxy(endpoint: str) -> Optional[str]:
