@@ -39,7 +39,7 @@ class Crash:
     """A command that some process of has stopped at a point: `victim` is that process, `driver` who runs the show."""
 
     def __init__(self, child: Child, point: str, place: Path) -> None:
-        self.child, self._place, self._point = child, place, point
+        self.child, self._place, self._point, self.deaths = child, place, point, 0
         try:
             self.victim = stopped_at(point, child.token, 60, child.poll)
         except BaseException:  # nobody else knows of these processes yet
@@ -78,13 +78,13 @@ class Crash:
 
     def kill_whoever_stops(self) -> int:
         """Kill every process that stops at the point until the command has ended; how many there were."""
-        deaths = 1
         kill(self.victim)
+        self.deaths = 1
         while (victim := until(lambda: self.child.poll() is not None and -1 or find_stopped(self._point, self.child.token),
                                "another process stops there, or all is over", 60)) != -1:
             kill(victim)
-            deaths += 1
-        return deaths
+            self.deaths += 1
+        return self.deaths
 
     def kill_driver(self) -> None:
         """Kill the driver while the victim stands still; everybody else has to end by itself."""

@@ -12,7 +12,7 @@ import pytest
 
 from audit_archiver import exits
 from tests.conftest import ARCHIVER, Bucket, TestDatabase
-from tests.crash.scene import ARCHIVE, OLD, QUICK, TABLE, YOUNG, Scene, trouble
+from tests.crash.scene import ARCHIVE, OLD, QUICK, TABLE, YOUNG, Crash, Scene, trouble
 from tests.ground.faulty_s3 import Answer, FaultyS3, Forward, Request, answers, error, on, once
 from tests.ground.kill import go_on, kill, kill_family
 from tests.ground.postgres import Cluster
@@ -305,10 +305,18 @@ def test_a_stage_that_dies_in_every_attempt_is_never_a_success(make: Make, point
 
 
 @pytest.mark.req("REQ-REL-004")
-def test_recovery_records_for_a_recorder_that_dies_every_time(make: Make) -> None:
+def test_recovery_records_for_a_recorder_that_dies_every_time(make: Make, faulty: FaultyS3) -> None:
     """Each attempt gets some batches further, and the next one finds them committed."""
-    scene = make()
-    crash = scene.start(ARCHIVE, "record.before")
+    scene = make(**through(faulty))
+    crashes: list[Crash] = []
+
+    def no_second_batch_before_the_first_death(request: Request, forward: Forward) -> Answer:
+        if on("PUT", "_batch_002.jsonl.gz")(request):  # else every batch may be committed by then, and nobody would die again
+            until(lambda: crashes and crashes[0].deaths, "the first recorder is dead")
+        return forward(request)
+
+    faulty.fault = no_second_batch_before_the_first_death
+    crashes.append(crash := scene.start(ARCHIVE, "record.before"))
     deaths = crash.kill_whoever_stops()
     assert crash.child.returncode == exits.OK and deaths >= 2, trouble(crash.said())
     assert {line["committed"]["by"] for line in scene.archive.commits()} == {"aa-recover"}

@@ -20,7 +20,7 @@ from audit_archiver.postgres.transaction import Transaction
 from tests.ground import tables
 from tests.ground.held import Holder, NoServer, backends, plan, vouched
 from tests.ground.proxy import Proxy
-from tests.ground.wait import until
+from tests.ground.wait import PATIENCE, until
 from tests.pipes.conftest import rows_left
 
 ROWS = 40
@@ -261,7 +261,7 @@ def test_a_commit_whose_answer_never_comes_is_in_doubt_and_blocks_nobody(tcp, db
         holder.operations.fail(caught.value)
         proxy.stall_down = False
         proxy.cut()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 20 * PATIENCE
 
 
 def test_a_connection_cut_before_commit_arrives_is_in_doubt_and_the_rows_stay(tcp, db, monkeypatch):
@@ -302,7 +302,7 @@ def test_a_server_that_falls_silent_holds_up_neither_the_end_nor_the_other_threa
     began = time.monotonic()
     holder.operations.fail(Failed("stopped by a second signal"))
     holder.close()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 10 * PATIENCE
     proxy.stall = False
     proxy.cut()
     until(lambda: backends(db) == [], "every session is gone")
