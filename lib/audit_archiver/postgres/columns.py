@@ -17,7 +17,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Iterable, Optional, Sequence
 
-from audit_archiver.postgres.quoting import ident, literal
+from audit_archiver.postgres.quoting import ident
 from audit_archiver.postgres.type_codecs import Codec, Codecs, Refused, Type
 
 ARGUMENTS = 90  # of one function call; the server takes 100
@@ -82,9 +82,9 @@ class Column:
         """The value that row_to_json shall write, of a row called `alias`."""
         return self._codec().encode(f"{alias}.{ident(self.name)}")
 
-    def fragments(self, alias: str) -> list[str]:
-        """Expressions whose texts together are the column's JSON, of a row called `alias`."""
-        return self._codec().fragments(f"{alias}.{ident(self.name)}")
+    def fragments(self, alias: str, before: str) -> list[str]:
+        """Expressions whose texts together are `before`, the column's name and its JSON, of a row called `alias`."""
+        return self._codec().fragments(f"{alias}.{ident(self.name)}", f"{before}{json.dumps(self.name, ensure_ascii=False)}:")
 
     @property
     def record_type(self) -> str:
@@ -165,7 +165,7 @@ def line_sql(columns: Iterable[Column], alias: str, end: str = "'}'") -> str:
     """
     parts = []
     for column in archived(columns):
-        parts += [literal(f"{',' if parts else '{'}{json.dumps(column.name, ensure_ascii=False)}:"), *column.fragments(alias)]
+        parts += column.fragments(alias, "," if parts else "{")
     parts.append(end)
     while len(parts) > ARGUMENTS:
         parts = [f"concat({', '.join(parts[start:start + ARGUMENTS])})" for start in range(0, len(parts), ARGUMENTS)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Callable, Mapping, NamedTuple, Optional, Sequence
 
-from audit_archiver.postgres.quoting import ident
+from audit_archiver.postgres.quoting import ident, literal
 
 FIRST_USER_OID = 16384
 
@@ -107,14 +107,13 @@ class Codec:
     array_as: Optional[str] = None
     around: Optional[str] = None
 
-    def fragments(self, x: str) -> list[str]:
-        """Expressions whose texts together, NULLs left out, are what row_to_json writes for `x`."""
+    def fragments(self, x: str, before: str) -> list[str]:
+        """Expressions whose texts together, NULLs left out, are `before` and what row_to_json writes for `x`."""
         value = self.encode(x)
         if self.around is None:
-            return [f"coalesce(to_json({value}), 'null')"]
-        if self.around == "":
-            return [f"CASE WHEN {x} IS NULL THEN 'null' END", value]
-        return [f"CASE WHEN {x} IS NULL THEN 'null' ELSE '{self.around}' END", value, f"CASE WHEN {x} IS NOT NULL THEN '{self.around}' END"]
+            return [literal(before), f"coalesce(to_json({value}), 'null')"]
+        begin = f"CASE WHEN {x} IS NULL THEN {literal(before + 'null')} ELSE {literal(before + self.around)} END"
+        return [begin, value] + ([f"CASE WHEN {x} IS NOT NULL THEN {literal(self.around)} END"] if self.around else [])
 
 
 class Codecs:
