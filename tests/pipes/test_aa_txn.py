@@ -81,11 +81,12 @@ def test_the_one_line_pipe_archives_a_table_and_nothing_is_lost(txn, db):
 @pytest.mark.req("REQ-ARC-011")
 def test_batches_are_committed_as_they_come_out_and_the_last_may_be_smaller(holding, db):
     holder = holding(in_flight=2)
-    failure, out = holder.command(WHOLE, plan(holder.settings, "audit_logs", batch_size=4))
+    failure, out = holder.command(WHOLE, plan(holder.settings, "audit_logs", batch_size=7))
     assert failure is None, failure
-    assert [line["batch"]["number"] for line in out] == list(range(1, len(out) + 1))
+    assert [line["batch"]["number"] for line in out] == list(range(1, len(out) + 1)) and len(out) > 2
     sizes = [line["deleted"]["rows"] for line in out]
-    assert sum(sizes) == 30 and sizes[:2] == [4, 4] and sizes[-1] < max(sizes), sizes
+    assert sum(sizes) == 30 and sizes[0] == 7 and sizes[1] in (7, 10), f"{sizes}: a batch grows where the one before is committed already"
+    assert sizes[-1] not in (7, 10, 15), f"{sizes}: the last has what was left"
     assert rows_left(db) == 30
 
 
