@@ -175,7 +175,7 @@ def test_ties_on_the_timestamp_at_every_batch_border_lose_and_double_nothing(db,
         taken = [row[0] for row in connect.rows(transaction.connection, "SELECT id FROM pg_temp.aa_batch ORDER BY n")]
         if not taken:
             break
-        cursor = connect.scalar(transaction.connection, statements.last_cursor())
+        cursor = connect.row(transaction.connection, statements.facts())[4]
         connect.execute(transaction.connection, statements.delete())
         transaction.commit()
         seen, batches = seen + taken, batches + 1
@@ -426,7 +426,7 @@ def test_the_last_batch_reads_as_few_pages_as_the_first(db, holding):
         assert '"Sort"' not in shown and '"Seq Scan"' not in shown and '"Index Scan"' in shown, shown
         top = plan_rows[0][0][0]["Plan"]
         buffers.append(top["Shared Hit Blocks"] + top["Shared Read Blocks"])
-        cursor = connect.scalar(transaction.connection, statements.last_cursor())
+        cursor = connect.row(transaction.connection, statements.facts())[4]
         connect.execute(transaction.connection, statements.delete())
         transaction.commit()
     assert buffers[49] <= buffers[0] * 1.2 + 10, buffers

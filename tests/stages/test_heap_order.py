@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from audit_archiver import config
+from audit_archiver.exits import Mismatch
+from audit_archiver.postgres import connect
 from tests.ground import held
 
 SHUFFLED = """
@@ -39,6 +41,29 @@ def test_rows_are_archived_in_time_order_wherever_they_lie(db: Any, config_file:
 
     assert archived == list(range(1, 301))
     assert db.scalar("SELECT count(*) FROM audit_logs") == 0
+
+
+@pytest.mark.req("REQ-TXN-013")
+@pytest.mark.parametrize("tampering", ["UPDATE pg_temp.aa_batch SET tid = '(0,60)' WHERE id = 1", "UPDATE pg_temp.aa_batch SET id = 60 WHERE id = 1"],
+                         ids=["the place of another row", "the key of another row"])
+def test_a_delete_that_meets_a_row_that_was_not_verified_is_undone(db: Any, config_file: Any, tampering: str) -> None:
+    db.execute(SHUFFLED.format(order="i"))
+    path = config_file(db, held.NoServer())
+    job = held.plan(config.load(str(path), {}), "audit_logs", batch_size=50)
+
+    with held.Holder(path) as holder:
+        client = holder.client("aa-select")
+        handle = client.call("begin", job=job)["handle"]
+        locked = client.call("lock", handle=handle, cursor=None, limit=50)
+        transaction = holder.operations.batches[handle].transaction
+        connect.execute(transaction.connection, tampering)
+        with pytest.raises(Mismatch, match="the delete removed other rows of 'public.audit_logs' than were verified"):
+            transaction.delete(50, locked["keys_sha256"])
+        assert connect.scalar(transaction.connection, "SELECT count(*) FROM public.audit_logs") == 300
+        with pytest.raises(Mismatch, match="other rows of 'public.audit_logs' are locked than were verified"):
+            transaction.delete(50, "0" * 64)
+
+    assert db.scalar("SELECT count(*) FROM audit_logs") == 300
 
 
 def _rows(line: Any) -> list[bytes]:

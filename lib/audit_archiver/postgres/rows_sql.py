@@ -23,6 +23,8 @@ BATCH = "pg_temp.aa_batch"
 ROWS_AT_ONCE = 64  # 8 kB each at most, and even packed without end and escaped far from the 1 GB of a text
 BYTES_AT_ONCE = 1 << 16
 
+_LINE_END = r"E'}\n'"
+
 _INTEGERS = ("smallint", "integer", "bigint")  # their text is their JSON, without a way through to_json
 
 _CSV = r"WITH (FORMAT csv, QUOTE E'\x01', DELIMITER E'\x02')"
@@ -127,13 +129,8 @@ class Statements:
         edge = f"SELECT {outer}::text AS bound, ARRAY[{cursor}] AS cursor FROM {BATCH} b WHERE b.{self._n} ="
         return (f"SELECT a.rows, a.digest, f.bound, l.bound, l.cursor, a.least, a.greatest FROM "
                 f"(SELECT count(*) AS rows, {self._digest()} AS digest, to_json(min(b.{stamp})) #>> '{{}}' AS least, "
-                f"to_json(max(b.{stamp})) #>> '{{}}' AS greatest FROM {BATCH} b) a, "
-                f"({edge} (SELECT min({self._n}) FROM {BATCH})) f, ({edge} (SELECT max({self._n}) FROM {BATCH})) l")
-
-    def last_cursor(self) -> str:
-        """The cursor after the last row, before rows are left out."""
-        cursor = ", ".join(f"b.{ident(name)}::text" for name in self._order)
-        return f"SELECT ARRAY[{cursor}] FROM {BATCH} b WHERE b.{self._n} = (SELECT max({self._n}) FROM {BATCH})"
+                f"to_json(max(b.{stamp})) #>> '{{}}' AS greatest, min(b.{self._n}) AS low, max(b.{self._n}) AS high "
+                f"FROM {BATCH} b) a, LATERAL ({edge} a.low) f, LATERAL ({edge} a.high) l")
 
     def skipped(self, cursor: Optional[Sequence[str]], last: Optional[Sequence[str]]) -> str:
         """Counts what is eligible after `cursor` up to and with `last` (None: up to the cutoff), locked by others or not."""
@@ -141,23 +138,22 @@ class Statements:
         return (f"SELECT count(*) FROM ONLY {self.shape.qualified} t WHERE "
                 f"{predicate(self.shape, self.window)}{self._after(cursor)}{upto}")
 
-    def in_heap_order(self) -> str:
-        """True if the batch's order is that of the rows' places in the table: then a TID scan gives it without a sort."""
-        return (f"SELECT NOT EXISTS (SELECT FROM (SELECT {self._n} < lag({self._n}) OVER w OR {self._tid} < lag({self._tid}) OVER w AS back "
-                f"FROM {BATCH} WINDOW w AS ()) s WHERE back)")
-
-    def copy(self, *, heap_order: bool = False) -> str:
+    def copy(self) -> str:
         """Writes the batch as JSON lines, key columns first, in batch order, in COPY's binary format: (rows, their lines).
 
         Many rows in one message, which nobody has to look at by itself or to search for what CSV would quote: all that
         row_to_json and CSV cost more than this is a third of the statement. The rows are fetched by the places where they
-        were locked; the key digest over what was written must still be that of the locked keys. With `heap_order` a
-        place's turn is the batch's, and nothing is sorted.
+        were locked; the key digest over what was written must still be that of the locked keys. A table is rarely written
+        quite in the order of its times: rows that lie in another order than the batch's are sorted, by the message.
         """
-        order = "" if heap_order else " ORDER BY array_position(p.tids, t.ctid)"
-        line = table_columns.line_sql(self._columns, "t", end=r"E'}\n'")
-        return (f"COPY (SELECT g.* FROM ({self._places()}) p, LATERAL (SELECT count(*)::int4, string_agg({line}, ''{order}) "
-                f"FROM ONLY {self.shape.qualified} t WHERE t.ctid = ANY(p.tids)) g) TO STDOUT WITH (FORMAT binary)")
+        def lines(alias: str, order: str = "") -> str:
+            return f"string_agg({table_columns.line_sql(self._columns, alias, end=_LINE_END)}, ''{order})"
+
+        table = f"FROM ONLY {self.shape.qualified}"
+        return (f"COPY (SELECT g.* FROM ({self._places()}) p, LATERAL (SELECT count(*)::int4, "
+                f"CASE WHEN array_agg(t.ctid) = p.tids THEN {lines('t')} ELSE "
+                f"(SELECT {lines('u', ' ORDER BY array_position(p.tids, u.ctid)')} {table} u WHERE u.ctid = ANY(p.tids)) END "
+                f"{table} t WHERE t.ctid = ANY(p.tids)) g) TO STDOUT WITH (FORMAT binary)")
 
     def _places(self) -> str:
         """The batch's places in arrays, in batch order: so many rows each that their lines make a good message.
@@ -175,18 +171,13 @@ class Statements:
         """The bytes of a row `t` as it is stored, nothing detoasted."""
         return " + ".join(f"coalesce(pg_column_size(t.{ident(column.name)}), 0)" for column in self._columns)
 
-    def delete(self, *, heap_order: bool = False) -> str:
-        """Deletes the batch and says how many rows went and the digest of their keys, in batch order (S4).
-
-        With `heap_order` by the locked rows' places alone, in their order: the digest over the keys of the very rows that
-        went must be that of the locked keys, in that order, so nothing else can have gone.
-        """
-        if heap_order:
-            return (f"WITH d AS (DELETE FROM ONLY {self.shape.qualified} t WHERE {self._tids} RETURNING {self._key_text('t')} AS key_text) "
-                    f"SELECT count(*), {_sha256('key_text', None)} FROM d")
-        return (f"WITH d AS (DELETE FROM ONLY {self.shape.qualified} t USING {BATCH} b WHERE {self._on} AND {self._tids} "
-                f"RETURNING b.{self._n}, {self._key_text('b')} AS key_text) "
-                f"SELECT count(*), {_sha256('key_text', self._n)} FROM d")
+    def delete(self) -> str:
+        """Deletes what lies where the batch was locked, and says how many rows went and how many of them bear a key of the
+        batch, by what the server returned of the very rows (S4)."""
+        keys = ", ".join(f"t.{ident(name)}" for name in self.shape.key)
+        on = " AND ".join(f"b.{ident(name)} = d.{ident(name)}" for name in self.shape.key)
+        return (f"WITH d AS (DELETE FROM ONLY {self.shape.qualified} t WHERE {self._tids} RETURNING {keys}) "
+                f"SELECT count(*), count(b.{self._n}) FROM d LEFT JOIN {BATCH} b ON {on}")
 
     def recount(self) -> str:
         """Counts rows that bear a key of the batch: must be 0 after the delete (a trigger may put them back, S4)."""
@@ -305,9 +296,8 @@ def _time(shape: Shape, text: str) -> str:
     return f"({literal(text)}::timestamptz AT TIME ZONE 'UTC')::{shape.timestamp_type}"
 
 
-def _sha256(text: str, order: Optional[str]) -> str:
-    by = f" ORDER BY {order}" if order else ""
-    return f"encode(sha256(convert_to(string_agg({text}, E'\\n'{by}) || E'\\n', 'UTF8')), 'hex')"
+def _sha256(text: str, order: str) -> str:
+    return f"encode(sha256(convert_to(string_agg({text}, E'\\n' ORDER BY {order}) || E'\\n', 'UTF8')), 'hex')"
 
 
 def _referenced(reference: Reference, alias: str) -> str:

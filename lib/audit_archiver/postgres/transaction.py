@@ -20,7 +20,7 @@ import psycopg2.extensions
 from audit_archiver.exits import ArchiverError, Failed, Mismatch, NetworkError
 from audit_archiver.points import point
 from audit_archiver.postgres import catalog, connect
-from audit_archiver.postgres.rows_sql import BATCH, Statements
+from audit_archiver.postgres.rows_sql import Statements
 
 WRITE_BYTES = 1 << 18
 BATCH_BYTES = 256 << 20  # of a batch's rows as they are stored, where any are stored out of line
@@ -65,7 +65,7 @@ class Transaction:
         self.statements: Optional[Statements] = None
         self.xid: Optional[str] = None
         self.now = ""
-        self._heap_order = False
+        self._keys_sha256: Optional[str] = None
 
     def prepare(self, statements: Statements) -> None:
         """Make the batch table for `statements`, unless this connection has it already."""
@@ -79,6 +79,7 @@ class Transaction:
         connect.execute(self.connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if self.export
                         else "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
         enter(self.connection)
+        self._keys_sha256 = None
         if not self.export:
             self.xid = connect.scalar(self.connection, "SELECT txid_current()::text")
         self.now = connect.scalar(self.connection, _NOW_SQL)
@@ -96,13 +97,13 @@ class Transaction:
             fit, there = connect.row(self.connection, made.fitting(cursor, limit, BATCH_BYTES))
             limit = limit if fit == there else max(1, fit)
         self._run(made.fill(cursor, limit, lock=not self.export))
-        taken = self._count()
-        end = connect.scalar(self.connection, made.last_cursor()) if taken else None
-        swept = taken < limit
         self.check_shape()
+        rows, digest, first, last, end, least, greatest = self._facts()
+        taken, swept = rows, rows < limit
         inexact = self._leave_out(roundtrip, leave, taken) if taken else []
-        rows, digest, first, last, _, least, greatest = self._facts()
-        self._heap_order = bool(rows) and connect.scalar(self.connection, made.in_heap_order())
+        if inexact or leave:
+            rows, digest, first, last, _, least, greatest = self._facts()
+        self._keys_sha256 = digest
         skipped = 0
         if not self.export:
             skipped = max(0, connect.scalar(self.connection, made.skipped(cursor, None if swept else end)) - taken)
@@ -127,7 +128,7 @@ class Transaction:
         out = _Lines(descriptor, self.cancel)
         with connect.errors(), self.connection.cursor() as cursor:
             try:
-                cursor.copy_expert(self._made().copy(heap_order=self._heap_order), out, WRITE_BYTES)
+                cursor.copy_expert(self._made().copy(), out, WRITE_BYTES)
                 out.flush()
             except Exception:
                 if out.failure is not None:
@@ -145,9 +146,11 @@ class Transaction:
         self.check()
         connect.execute(self.connection, "SAVEPOINT aa_delete")
         try:
-            count, digest = connect.row(self.connection, made.delete(heap_order=self._heap_order))
+            if (self._keys_sha256 or self._facts()[1]) != keys_sha256:
+                raise Mismatch(f"other rows of '{made.shape.title}' are locked than were verified", hint="nothing was deleted")
+            count, ours = connect.row(self.connection, made.delete())
             connect.execute(self.connection, "SET CONSTRAINTS ALL IMMEDIATE")
-            if count != rows or digest != keys_sha256:
+            if not count == ours == rows:
                 raise Mismatch(f"the delete removed {count} rows of '{made.shape.title}' where {rows} were verified"
                                if count != rows else f"the delete removed other rows of '{made.shape.title}' than were verified",
                                hint="a trigger, rule or policy interferes; nothing was deleted")
@@ -235,9 +238,6 @@ class Transaction:
             return 0, "", [], [], None, "", ""
         rows, digest, first, last, cursor, least, greatest = found[0]
         return rows, digest, json.loads(first), json.loads(last), cursor, least, greatest
-
-    def _count(self) -> int:
-        return connect.scalar(self.connection, f"SELECT count(*) FROM {BATCH}")
 
     def _run(self, sql: str) -> None:
         connect.execute(self.connection, sql)
