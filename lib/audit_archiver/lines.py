@@ -202,7 +202,7 @@ def _opened(given: Union[BinaryIO, str]) -> BinaryIO:
             raise ConfigError(f"cannot read '{given}': {error.strerror}") from None
     else:
         stream = given
-    _widen(_descriptor(stream))
+    widen(_descriptor(stream))
     return stream
 
 
@@ -211,13 +211,13 @@ def _cut_off(name: str) -> InputError:
                       hint="the command before this one was cut off; nothing of this line was used")
 
 
-def _widen(descriptor: Optional[int]) -> None:
-    """Let a pipe hold a whole chunk: a quarter of the reads and of the changes between two processes."""
+def widen(descriptor: Optional[int], size: int = CHUNK_BYTES) -> None:
+    """Let a pipe hold `size` bytes, a whole chunk: a quarter of the reads and of the changes between two processes."""
     if descriptor is None or sys.platform != "linux":
         return
     try:
-        if fcntl.fcntl(descriptor, _F_GETPIPE_SZ) < CHUNK_BYTES:
-            fcntl.fcntl(descriptor, _F_SETPIPE_SZ, CHUNK_BYTES)
+        if fcntl.fcntl(descriptor, _F_GETPIPE_SZ) < size:
+            fcntl.fcntl(descriptor, _F_SETPIPE_SZ, size)
     except OSError:
         return  # no pipe, or the user's pages for pipes are used up: it is as wide as it is
 

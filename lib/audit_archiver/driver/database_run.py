@@ -8,7 +8,6 @@ after a pause while they can pass, and end the database's part otherwise.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import tempfile
@@ -35,7 +34,7 @@ ATTEMPTS = 3
 BISECT_BY = 10
 LEAVE_MOST = 10  # rows of one table that may fail alone; each costs some restarts, and a table where all fail has another trouble
 RECORD_GRACE_S = 600.0
-F_SETPIPE_SZ = 1031  # fcntl names it from Python 3.10 on, and only on Linux
+PIPE_BYTES = 1 << 20
 
 # plan(jobs already known or None) -> job lines; called between recovery and the first batch
 Plan = Callable[[DatabaseSession], list[dict[str, Any]]]
@@ -146,13 +145,13 @@ class DatabaseRun:
     def _start(self, processes: list[Child], env: Mapping[str, str], stages: Sequence[str] = STAGES) -> int:
         """Start the stages in a pipe; returns the descriptor that feeds the first one."""
         read_end, feed = os.pipe()
-        widen(feed)
+        lines.widen(feed, PIPE_BYTES)
         stdin: Any = os.fdopen(read_end, "rb")
         for stage in stages:
             with stdin:
                 processes.append(children.start_stage(stage, self._flags, env, stdin))
             stdin = processes[-1].stdout
-            widen(stdin.fileno())
+            lines.widen(stdin.fileno(), PIPE_BYTES)
         return feed
 
     def _feed(self, descriptor: int, jobs: list[dict[str, Any]]) -> None:
@@ -302,11 +301,3 @@ class Record:
             self.seconds += max(0.0, done_at - max(sent, free_at))
             count, free_at = count + 1, done_at
         return count
-
-
-def widen(descriptor: int) -> None:
-    """Let the kernel hold 1 MiB in a pipe; fewer switches between the processes."""
-    try:
-        fcntl.fcntl(descriptor, F_SETPIPE_SZ, 1 << 20)
-    except OSError as error:
-        log.debug("pipe.size", f"the pipe keeps its size: {error.strerror}")

@@ -134,7 +134,7 @@ class Reader:
             if not cut:
                 held.append(data)
                 continue
-            whole = b"".join([*held, data[:cut]])
+            whole = b"".join([*held, memoryview(data)[:cut]]) if held or cut < len(data) else data
             held = [data[cut:]] if cut < len(data) else []
             rows = whole.count(b"\n")
             self.rows += rows
