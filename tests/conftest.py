@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from pathlib import Path
 from typing import Any, Iterator, Optional, Protocol, Sequence
 
@@ -21,6 +22,9 @@ FOREIGN_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "TZ", "LA
                  "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "NOTIFY_SOCKET")
 
 pytest_plugins = ["tests.ground.traced"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what runs in the background like this, and children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
