@@ -256,7 +256,7 @@ def test_a_gone_reader_of_the_output_ends_everything_with_141(txn):
     child.stdout.close()
     code = child.wait(60)
     assert code == 141 and b"the reader of the output is gone" in child.stderr.read()
-    assert not kill.processes.alive(stopped)
+    until(lambda: not kill.processes.alive(stopped), "the stage that stood still has ended: it is the shell's child, nobody waited for it")
     assert txn.rows() == 60
     kill.all_gone(child.token)
 
