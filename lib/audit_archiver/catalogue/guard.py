@@ -21,7 +21,7 @@ from audit_archiver.formats import keys, names, schema
 from audit_archiver.objectstore.client import Store
 from audit_archiver.objectstore.errors import NameTaken
 from audit_archiver.points import point
-from audit_archiver.postgres import connect, locks, witness
+from audit_archiver.postgres import connect, locks, partitions, witness
 from audit_archiver.postgres.guarded import Guarded
 from audit_archiver.postgres.transaction import Transaction
 
@@ -211,7 +211,7 @@ class Scope:
             if self._transaction is None or self._transaction.connection.closed:
                 self._transaction = Transaction(connect.connect(self._database, purpose="delete", run=self._run,
                                                                 transaction_timeout_s=self._database.transaction_timeout_s))
-            configured = self._database.table(*table)
+            configured = partitions.configured(self.control, self._database, *table)
             scope = self._oid(table) if self._config.locking.scope == "table" else None
             self._guarded[table] = Guarded(self.control, self._transaction, batch, scope, self._title, getattr(configured, "at", None))
         return self._guarded[table]

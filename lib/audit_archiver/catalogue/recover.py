@@ -22,7 +22,7 @@ from audit_archiver.exits import ArchiverError, ConfigError, LockHeld
 from audit_archiver.formats import names
 from audit_archiver.objectstore.client import Store
 from audit_archiver.points import point
-from audit_archiver.postgres import connect, witness
+from audit_archiver.postgres import connect, partitions, witness
 
 TableName = tuple[str, str]
 
@@ -163,7 +163,7 @@ class Recovery:
         return [names.table_dir(self._store.prefix, self._database.name, *table) for table in self._tables]
 
     def _check_rewound(self, known: runs.Runs) -> None:
-        tables = self._tables or [(table.schema, table.name) for table in self._database.tables]
+        tables = self._tables or [(table.schema, table.name) for table in partitions.leaves(self._control, self._database.tables)]
         places = [names.table_dir(self._store.prefix, self._database.name, *table) for table in tables]
         accepted = [name for name, wish in self._decisions.items() if wish == "record"]
         met = rewound.check(self._store, self._control, self._here, known, places, accepted)

@@ -26,7 +26,7 @@ from audit_archiver.exits import ArchiverError
 from audit_archiver.holder.session import DatabaseSession, Recover
 from audit_archiver.objectstore.client import Store, open_store
 from audit_archiver.points import point
-from audit_archiver.postgres import catalog
+from audit_archiver.postgres import catalog, partitions
 from audit_archiver.postgres.space import Space
 from audit_archiver.preflight import checks, findings
 from audit_archiver.preflight.findings import Finding
@@ -141,7 +141,7 @@ class Archive:
             made.server = catalog.version(session.control.server_version)
             found.extend(self._check(session, database, tables))
             jobs = checks.refuse(planned.jobs, found)
-            sizes.update(vacuum.sizes(session.control, tables))
+            sizes.update(vacuum.sizes(session.control, partitions.leaves(session.control, tables)))
             head, shown = report.head(self._run_id, database, made.server, self._settings.s3), report.plan(jobs)
             recovered = [f"recovered: {words}" for words in made.recovered]
             self._say(*(recovered if self._plan_shown else [head, *recovered, *shown]))

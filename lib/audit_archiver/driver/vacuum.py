@@ -15,7 +15,7 @@ from audit_archiver.config.model import Database, Table
 from audit_archiver.driver import figures
 from audit_archiver.exits import ArchiverError
 from audit_archiver.holder.notes import JobKey, JobNotes, key_of
-from audit_archiver.postgres import connect, space
+from audit_archiver.postgres import connect, partitions, space
 from audit_archiver.postgres.space import UNREMOVED_SHARE, Effect, Space
 
 TIMEOUT_S = 2 * 3600.0  # of one VACUUM
@@ -67,7 +67,7 @@ def after(database: Database, notes: Iterable[JobNotes], before: Mapping[tuple[s
     try:
         for each in left:
             _, schema, name = key = key_of(each.job)
-            table = database.table(schema, name)
+            table = partitions.configured(connection, database, schema, name)
             strategy = "full" if full else table.vacuum if table else "standard"
             reclaimed[key] = _one(connection, schema, name, strategy, each.rows, before.get((schema, name)), verbose)
             _tell(f"{schema}.{name}", reclaimed[key])

@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 from audit_archiver import log
 from audit_archiver.config.model import Config, Database
 from audit_archiver.exits import ArchiverError, ConfigError, Retryable
-from audit_archiver.postgres import catalog, connect, locks
+from audit_archiver.postgres import catalog, connect, locks, partitions
 from audit_archiver.postgres.rows_sql import Statements, Window
 from audit_archiver.postgres.transaction import Transaction
 
@@ -77,7 +77,7 @@ class DatabaseSession:
         asked = *name, tuple(job["key"]), job["timestamp"], job["cutoff"], job["start"], job["end"], job["shape_sha256"]
         with self._guard:
             if asked not in self._plans:
-                configured = self.database.table(*name)
+                configured = partitions.configured(self.control, self.database, *name)
                 shape = catalog.shape(self.control, *name, tuple(job["key"]), job["timestamp"], getattr(configured, "at", None))
                 if shape.sha256 != job["shape_sha256"]:
                     raise Retryable(f"table '{shape.title}' changed after it was planned", hint="it is planned anew")

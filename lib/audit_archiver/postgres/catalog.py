@@ -24,7 +24,6 @@ _ACTIONS = {"a": "NO ACTION", "r": "RESTRICT", "c": "CASCADE", "n": "SET NULL", 
 
 _TABLE_SQL = """
 SELECT c.oid, c.relkind, c.relpersistence, a.amname, row_security_active(c.oid),
-       EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid),
        c.reltoastrelid <> 0 AND pg_relation_size(c.reltoastrelid) > 0
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am a ON a.oid = c.relam
 WHERE n.nspname = %s AND c.relname = %s
@@ -89,7 +88,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Shape:
-    """A plain table as it may be archived."""
+    """A physical table as it may be archived; of a parent the rows that are its own."""
 
     oid: int
     schema: str
@@ -140,8 +139,8 @@ def shape(connection: connect.Connection, schema: str, name: str, key: tuple[str
     found = connect.rows(connection, _TABLE_SQL, (schema, name))
     if not found:
         raise ConfigError(f"table '{title}' does not exist", at=at, hint=_nearest(connection, schema, name))
-    oid, kind, persistence, method, secured, has_children, toasted = found[0]
-    _refuse_kind(title, kind, persistence, method, has_children, at)
+    oid, kind, persistence, method, secured, toasted = found[0]
+    _refuse_kind(title, kind, persistence, method, at)
     if secured:
         raise PermissionDenied(f"table '{title}' has row-level security, which would hide rows from this role", at=at,
                                hint="give the role BYPASSRLS, or use a role that the policies do not bind")
@@ -185,9 +184,10 @@ def server(connection: connect.Connection, table_oid: int) -> dict[str, Any]:
     return {"version": version, "system": system, "timeline": timeline, "database_oid": database_oid, "table_oid": table_oid}
 
 
-def _refuse_kind(title: str, kind: str, persistence: str, method: Optional[str], has_children: bool, at: Optional[str]) -> None:
+def _refuse_kind(title: str, kind: str, persistence: str, method: Optional[str], at: Optional[str]) -> None:
     if kind == "p":
-        raise ConfigError(f"'{title}' is a partitioned table", at=at, hint="name its partitions in the configuration instead")
+        raise ConfigError(f"'{title}' is a partitioned table and holds no rows itself", at=at,
+                          hint="aa-plan names its partitions, if it has any")
     if kind != "r":
         raise ConfigError(f"'{title}' is {_KINDS.get(kind, 'no table')}, not a table", at=at,
                           hint="name the table that holds the rows")
@@ -196,9 +196,6 @@ def _refuse_kind(title: str, kind: str, persistence: str, method: Optional[str],
                           hint="its rows do not survive a crash; ALTER TABLE ... SET LOGGED first")
     if method not in (None, "heap"):
         raise ConfigError(f"table '{title}' uses the access method '{method}'; only heap is supported", at=at)
-    if has_children:
-        raise ConfigError(f"table '{title}' has inheritance children, whose rows and columns differ", at=at,
-                          hint="name each child in the configuration")
 
 
 def _check_columns(title: str, columns: tuple[table_columns.Column, ...], key: tuple[str, ...], timestamp: str, at: Optional[str]) -> None:

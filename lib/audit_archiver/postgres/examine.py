@@ -31,12 +31,15 @@ ORDER BY i.indnkeyatts DESC, x.relname LIMIT 1
 """
 
 _PUBLISHED_SQL = """
+WITH RECURSIVE above(oid) AS (
+  SELECT %s::oid UNION SELECT i.inhparent FROM above a JOIN pg_class c ON c.oid = a.oid AND c.relispartition
+  JOIN pg_inherits i ON i.inhrelid = a.oid)
 SELECT p.pubname, p.pubdelete AND NOT CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false
          WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident)
          ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) END
 FROM pg_publication_tables t JOIN pg_publication p ON p.pubname = t.pubname
 JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-WHERE c.oid = %s ORDER BY p.pubname
+WHERE c.oid IN (SELECT oid FROM above) ORDER BY p.pubname
 """
 
 

@@ -15,7 +15,7 @@ from audit_archiver.exits import ArchiverError, NetworkError
 from audit_archiver.formats import job as jobs_format
 from audit_archiver.holder.notes import MAX_BATCH_ROWS
 from audit_archiver.objectstore.client import Store
-from audit_archiver.postgres import catalog, connect, examine
+from audit_archiver.postgres import catalog, connect, examine, partitions
 from audit_archiver.preflight import on_database, on_staging, on_store, on_table
 from audit_archiver.preflight.check import Check, failure
 from audit_archiver.preflight.findings import FAIL, WARN, Finding
@@ -37,7 +37,7 @@ def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]
             continue
         try:
             found += of_database(connection, database, tables, thorough=True)
-            batch_bytes = max(batch_bytes, *(_batch_bytes(connection, table) for table in tables), 0)
+            batch_bytes = max(batch_bytes, *(_batch_bytes(connection, table) for table in partitions.leaves(connection, tables)), 0)
         finally:
             connection.close()
     if staging is not None:
@@ -67,7 +67,7 @@ def of_database(connection: connect.Connection, database: Database, tables: Sequ
     found = [finding for check in on_database.CHECKS for finding in check.run(look, **where)]
     if server.standby:
         return found
-    for table in tables:
+    for table in partitions.leaves(connection, tables):
         found += _of_table(connection, database, table, server, thorough)
         if connection.closed:
             break

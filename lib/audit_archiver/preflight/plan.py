@@ -13,12 +13,12 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 from audit_archiver.config.model import Config, Database, Table
 from audit_archiver.exits import ArchiverError, ConfigError
 from audit_archiver.formats import job as jobs
-from audit_archiver.postgres import catalog, connect, eligible
+from audit_archiver.postgres import catalog, connect, eligible, partitions
 from audit_archiver.postgres.rows_sql import Window
 
 SKEW_S = 300  # REQ-TIME-002
@@ -112,13 +112,14 @@ def plan_database(database: Database, config: Config, run: str, selection: Selec
     return planned
 
 
-def _plan_tables(session: connect.Connection, database: Database, tables: Iterable[Table], run: str,
+def _plan_tables(session: connect.Connection, database: Database, tables: Sequence[Table], run: str,
                  selection: Selection, planned: Planned, *, own: bool) -> None:
     found: list[tuple[Optional[catalog.Shape], dict[str, Any]]] = []
     try:
         if own:
             eligible.only_read(session)
         planned.notes += _skew(database, eligible.skew_s(session))
+        tables = partitions.leaves(session, tables)
     except ArchiverError as error:
         planned.jobs = [_refused(database, table, run, error) for table in tables]
         return
