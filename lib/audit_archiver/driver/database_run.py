@@ -91,16 +91,15 @@ class DatabaseRun:
         processes: list[Child] = []
         record: Optional[Record] = None
         try:
-            # The stages start before any thread of ours and before the lock is taken: what they load overlaps with recovery
-            # and planning.
-            env = {**holder_environment(self._env, self.settings, server), "AA_RUN": self.run}
-            feed = self._start(processes, env)
-            record = Record(env, self._flags)
-            server.serve()
             session = DatabaseSession(self.settings, self.database, self.run, self._recover)
             operations.sessions[self.database.name] = session
             point("archive.recovered")
-            self._feed(feed, self._todo(session))
+            todo = self._todo(session)
+            env = {**holder_environment(self._env, self.settings, server), "AA_RUN": self.run}
+            feed = self._start(processes, env)
+            record = Record(env, self._flags)
+            server.serve()  # only now: where other threads run no stage can be forked
+            self._feed(feed, todo)
             point("archive.pipeline.started")
             failure = pipeline.run(processes, operations, server, self._signals, record.write, lambda: self._tick(self))
             record_failure = record.finish()
