@@ -116,6 +116,11 @@ class Resources:
     max_memory_mb: float = 500
     max_connections_per_db: int = 5
 
+    @property
+    def max_row_bytes(self) -> int:
+        """max_row_mb in bytes."""
+        return int(self.max_row_mb * 1_000_000)
+
 
 @dataclass(frozen=True)
 class Observability:

@@ -93,7 +93,7 @@ def exit_code(notes: Sequence[JobNotes]) -> int:
     """0 if every job went well, 1 if some did, else the jobs' common code or 2 (Appendix D)."""
     codes = [each.error.code for each in notes if each.error is not None]
     if not codes:
-        return exits.SOME_FAILED if any(each.inexact for each in notes) else exits.OK
+        return exits.SOME_FAILED if any(each.inexact or each.too_wide for each in notes) else exits.OK
     if len(codes) < len(notes):
         return exits.SOME_FAILED
     return codes[0] if len(set(codes)) == 1 else exits.FAILED

@@ -103,6 +103,7 @@ def left_in_place(run: Run) -> list[str]:
             (table.null_timestamps, "without a timestamp"),
             (table.infinite_timestamps, "with an infinite timestamp"),
             (table.inexact, "that would not come back exactly (their keys are in the log)"),
+            (table.too_wide, "larger than max_row_mb (their keys are in the log)"),
             (table.failing, "that fail alone (their keys are in the log)"))
         said = [f"{figures.rows(count)} {why}" for count, why in reasons if count]
         if said:

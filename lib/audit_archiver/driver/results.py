@@ -32,6 +32,7 @@ class TableResult:
     seconds: float = 0.0
     locked: int = 0
     inexact: int = 0
+    too_wide: int = 0
     failing: int = 0
     null_timestamps: int = 0
     infinite_timestamps: int = 0
@@ -49,7 +50,7 @@ class TableResult:
         """The exit code that this table alone would give; rows that no run will ever take make it 1."""
         if self.error is not None:
             return self.error.code
-        return exits.SOME_FAILED if self.inexact or self.failing else exits.OK
+        return exits.SOME_FAILED if self.inexact or self.too_wide or self.failing else exits.OK
 
     @property
     def rows_per_s(self) -> Optional[float]:
@@ -130,7 +131,7 @@ def _result(job: Mapping[str, Any], notes: Optional[JobNotes], failing: int, fai
         return made
     if notes is not None:
         made.rows, made.batches, made.bytes, made.gz_bytes = notes.rows, notes.batches, notes.bytes, notes.gz_bytes
-        made.locked, made.inexact = notes.skipped_locked, len(notes.inexact)
+        made.locked, made.inexact, made.too_wide = notes.skipped_locked, len(notes.inexact), len(notes.too_wide)
         if notes.first_at is not None and notes.last_at is not None:
             made.seconds = notes.last_at - notes.first_at
     if notes is not None and notes.error is not None:

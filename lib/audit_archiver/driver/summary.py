@@ -44,7 +44,8 @@ def _table(table: TableResult) -> dict[str, Any]:
     return {
         "schema": table.schema, "table": table.table, "outcome": table.outcome, "code": table.code, "rows": table.rows,
         "left": {"locked": table.locked, "referenced": table.referenced, "null_timestamps": table.null_timestamps,
-                 "infinite_timestamps": table.infinite_timestamps, "inexact": table.inexact, "failing": table.failing},
+                 "infinite_timestamps": table.infinite_timestamps, "inexact": table.inexact,
+                 "too_wide": table.too_wide, "failing": table.failing},
         "objects": table.batches, "bytes": table.bytes, "gz_bytes": table.gz_bytes,
         "ratio": None if table.ratio is None else round(table.ratio, 4), "seconds": _seconds(table.seconds),
         "rows_per_s": None if table.rows_per_s is None else round(table.rows_per_s), "space": _space(table.reclaimed)}

@@ -60,7 +60,7 @@ class Writer:
         view, start = memoryview(chunk), 0
         while rows:
             take = min(rows, MEMBER_ROWS - self._member_rows)
-            end = len(chunk) if take == rows else _after_line(chunk, start, take)
+            end = len(chunk) if take == rows else after_line(chunk, start, take)
             self._add(view[start:end])
             self._member_rows += take
             rows, start = rows - take, end
@@ -173,6 +173,6 @@ class Reader:
             raise Mismatch("the data object ends inside a gzip member")
 
 
-def _after_line(chunk: bytes, start: int, lines: int) -> int:
+def after_line(chunk: bytes, start: int, lines: int) -> int:
     """The position behind the n-th LF of `chunk` from `start`, counted without a Python step per line."""
     return next(itertools.islice(_LF.finditer(chunk, start), lines - 1, None)).end()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 from audit_archiver import log
 from audit_archiver.exits import Failed, Mismatch
@@ -73,9 +73,12 @@ class Batch:
         batches.require_fresh(line)
 
 
-def name_inexact(title: str, key_texts: Sequence[str]) -> None:
-    """Name the rows that were left out of a batch because they would not come back as they are."""
-    for text in key_texts:
+def name_left(title: str, locked: Locked, max_row_mb: float) -> None:
+    """Name the rows that were left out of a batch because they would not come back as they are, or are too large."""
+    for text in locked.too_wide:
+        log.error("row.left.wide", f"a row of '{title}' is larger than max_row_mb ({max_row_mb:g}) and stays in the table",
+                  key=text, hint="raise resources.max_row_mb; a process may then take three times as much, and 100 MB")
+    for text in locked.inexact:
         log.error("row.left.inexact", f"a row of '{title}' would not come back exactly and stays in the table",
                   key=text, hint="its value breaks the round trip; see docs/types.md")
 

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from audit_archiver.config.model import Config
 from audit_archiver.exits import ConfigError, Failed, Mismatch, Retryable
-from audit_archiver.holder.batch import describe, name_inexact
+from audit_archiver.holder.batch import describe, name_left
 from audit_archiver.holder.notes import JobKey, key_of
 from audit_archiver.postgres import catalog, connect
 from audit_archiver.postgres.rows_sql import Statements, Window
@@ -18,11 +18,11 @@ from audit_archiver.postgres.transaction import Locked, Transaction
 
 
 class Export:
-    """Reads one batch after the other; only one is open at a time. `inexact` counts the rows that were left out."""
+    """Reads one batch after the other; only one is open at a time. `left` counts the rows that were left out."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self.inexact = 0
+        self.left = 0
         self._transactions: dict[str, Transaction] = {}
         self._numbers: dict[JobKey, int] = {}
         self._planned: dict[tuple[Any, ...], tuple[catalog.Shape, Statements]] = {}
@@ -80,10 +80,10 @@ class Export:
         job, transaction, shape = self._current()
         first = "some" if key_of(job) in self._checked else "all"
         roundtrip = {"never": None, "always": "all", "first": first}[self._config.roundtrip]
-        self._locked = locked = transaction.lock(cursor, limit, roundtrip=roundtrip)
+        self._locked = locked = transaction.lock(cursor, limit, roundtrip=roundtrip, row_bytes=self._config.resources.max_row_bytes)
         self._checked.add(key_of(job))
-        self.inexact += len(locked.inexact)
-        name_inexact(shape.title, locked.inexact)
+        self.left += len(locked.inexact) + len(locked.too_wide)
+        name_left(shape.title, locked, self._config.resources.max_row_mb)
         host = self._config.database(job["database"]).host  # type: ignore[union-attr]
         return {"rows": locked.rows, "skipped_locked": 0, "first": locked.first, "last": locked.last,
                 "keys_sha256": locked.keys_sha256, "shape_sha256": shape.sha256, "next": locked.next,

@@ -27,6 +27,7 @@ class JobNotes:
     gz_bytes: int = 0
     skipped_locked: int = 0
     inexact: list[str] = field(default_factory=list)
+    too_wide: list[str] = field(default_factory=list)
     cursor: Optional[list[str]] = None
     swept: bool = False
     error: Optional[ArchiverError] = None

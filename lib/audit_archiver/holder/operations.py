@@ -19,7 +19,7 @@ from audit_archiver import exits
 from audit_archiver.config.model import Config
 from audit_archiver.exits import ArchiverError, ConfigError, Failed, LockHeld, Mismatch
 from audit_archiver.formats import schema
-from audit_archiver.holder.batch import Batch, describe, name_inexact
+from audit_archiver.holder.batch import Batch, describe, name_left
 from audit_archiver.holder.notes import JobKey, JobNotes, key_of
 from audit_archiver.holder.session import DatabaseSession, Plan, Recover, scope_error
 from audit_archiver.points import point
@@ -84,7 +84,8 @@ class Operations:
         """Lock the next rows after `cursor` and describe them; rows that would not come back exactly are left out."""
         with self._at_work(handle, "begun") as batch:
             try:
-                locked = batch.transaction.lock(cursor, limit, roundtrip=self._roundtrip(batch.plan), leave=batch.plan.leave)
+                locked = batch.transaction.lock(cursor, limit, roundtrip=self._roundtrip(batch.plan), leave=batch.plan.leave,
+                                                row_bytes=self.config.resources.max_row_bytes)
                 if locked.rows and not batch.plan.cascade:
                     batch.transaction.refuse_children()
             except ArchiverError as error:
@@ -97,7 +98,8 @@ class Operations:
         with self.changed:
             batch.notes.skipped_locked += locked.skipped_locked
             batch.notes.inexact += locked.inexact
-        name_inexact(batch.plan.shape.title, locked.inexact)
+            batch.notes.too_wide += locked.too_wide
+        name_left(batch.plan.shape.title, locked, self.config.resources.max_row_mb)
         shape = batch.plan.shape
         return {"rows": locked.rows, "skipped_locked": locked.skipped_locked,
                 "first": locked.first, "last": locked.last,

@@ -23,6 +23,8 @@ BATCH = "pg_temp.aa_batch"
 ROWS_AT_ONCE = 64  # 8 kB each at most, and even packed without end and escaped far from the 1 GB of a text
 BYTES_AT_ONCE = 1 << 16
 
+EXPANSION = 1530  # bytes of a line to a stored one, at most: lz4 packs 255 to 1, and \\u0001 is six
+
 _LINE_END = r"E'}\n'"
 
 _INTEGERS = ("smallint", "integer", "bigint")  # their text is their JSON, without a way through to_json
@@ -106,13 +108,15 @@ class Statements:
                 f"ORDER BY {order} LIMIT {int(limit)}{locking}) s")
 
     def fitting(self, cursor: Optional[Sequence[str]], limit: int, size: int) -> str:
-        """Of the next `limit` rows: how many have `size` bytes together as they are stored, and how many there are.
+        """Of the next `limit` rows: how many have `size` bytes together as they are stored, how many there are, and the
+        largest one's bytes.
 
         Nothing is locked and nothing detoasted: rows cannot be unlocked again, so the cap comes first (S15).
         """
         order = ", ".join(f"t.{ident(name)}" for name in self._order)
-        return (f"SELECT count(*) FILTER (WHERE total <= {int(size)}), count(*) FROM (SELECT sum(size) OVER (ROWS UNBOUNDED PRECEDING) AS total "
-                f"FROM (SELECT {self._sizes()} AS size FROM ONLY {self.shape.qualified} t WHERE {predicate(self.shape, self.window)}"
+        return (f"SELECT count(*) FILTER (WHERE total <= {int(size)}), count(*), coalesce(max(size), 0) FROM "
+                f"(SELECT size, sum(size) OVER (ROWS UNBOUNDED PRECEDING) AS total FROM (SELECT {self._sizes()} AS size "
+                f"FROM ONLY {self.shape.qualified} t WHERE {predicate(self.shape, self.window)}"
                 f"{self._after(cursor)} ORDER BY {order} LIMIT {int(limit)}) s) w")
 
     def find(self, key_rows: str) -> str:
@@ -219,6 +223,14 @@ class Statements:
             return None
         return (f"SELECT t.{self._n}, {self._key_text('t')} FROM (SELECT b.{self._n}, t.* FROM ONLY {self.shape.qualified} t "
                 f"JOIN {BATCH} b ON {self._on} WHERE {self._tids}{some}) t WHERE NOT ({table_columns.roundtrip_sql(columns, 't')})")
+
+    def too_wide(self, size: int) -> str:
+        """The numbers and keys of rows whose line has more than `size` bytes. Only those are made whose row could: what is
+        stored can be packed, and escapes make it longer still."""
+        stored, line = self._sizes(), table_columns.line_sql(self._columns, "t")
+        return (f"SELECT b.{self._n}, {self._key_text('b')} FROM ONLY {self.shape.qualified} t JOIN {BATCH} b ON {self._on} "
+                f"WHERE {self._tids} AND CASE WHEN {stored} > {int(size)} THEN true "
+                f"WHEN {stored} > {int(size) // EXPANSION} THEN octet_length({line}) > {int(size)} ELSE false END")
 
     def key_of(self, number: int) -> str:
         """The number and the key text of one row of the batch."""

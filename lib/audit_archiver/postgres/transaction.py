@@ -20,9 +20,10 @@ import psycopg2.extensions
 from audit_archiver.exits import ArchiverError, Failed, Mismatch, NetworkError
 from audit_archiver.points import point
 from audit_archiver.postgres import catalog, connect
-from audit_archiver.postgres.rows_sql import Statements
+from audit_archiver.postgres.rows_sql import EXPANSION, Statements
 
 WRITE_BYTES = 1 << 18
+ROW_BYTES = 256_000_000  # of a row's line
 BATCH_BYTES = 256 << 20  # of a batch's rows as they are stored, where any are stored out of line
 ROLLBACK_WITHIN_S = 10.0
 
@@ -46,6 +47,7 @@ class Locked:
     range: tuple[str, str]
     next: Optional[list[str]]
     inexact: list[str]
+    too_wide: list[str]
 
 
 class ShapeChanged(Failed):
@@ -85,23 +87,25 @@ class Transaction:
         self.now = connect.scalar(self.connection, _NOW_SQL)
 
     def lock(self, cursor: Optional[Sequence[str]], limit: int, *, roundtrip: Optional[str],
-             leave: Sequence[str] = ()) -> Locked:
+             leave: Sequence[str] = (), row_bytes: int = ROW_BYTES) -> Locked:
         """Take the next rows after `cursor`, locked, and digest their keys.
 
         `roundtrip` "all" checks every column of these rows, "some" those whose exactness depends on the value,
-        None checks nothing; a row that would not come back as it is, and each key text in `leave`, is left out
-        and named. Raises ShapeChanged, Retryable, NetworkError, Failed.
+        None checks nothing; a row that would not come back as it is, one whose line is longer than `row_bytes`, and each key
+        text in `leave`, is left out and named. Raises ShapeChanged, Retryable, NetworkError, Failed.
         """
         made = self._made()
+        widest = 0
         if made.shape.toasted:
-            fit, there = connect.row(self.connection, made.fitting(cursor, limit, BATCH_BYTES))
+            fit, there, widest = connect.row(self.connection, made.fitting(cursor, limit, BATCH_BYTES))
             limit = limit if fit == there else max(1, fit)
         self._run(made.fill(cursor, limit, lock=not self.export))
         self.check_shape()
         rows, digest, first, last, end, least, greatest = self._facts()
         taken, swept = rows, rows < limit
+        too_wide = self._leave_wide(row_bytes) if widest > row_bytes // EXPANSION else []
         inexact = self._leave_out(roundtrip, leave, taken) if taken else []
-        if inexact or leave:
+        if inexact or too_wide or leave:
             rows, digest, first, last, _, least, greatest = self._facts()
         self._keys_sha256 = digest
         skipped = 0
@@ -109,7 +113,7 @@ class Transaction:
             skipped = max(0, connect.scalar(self.connection, made.skipped(cursor, None if swept else end)) - taken)
         self.check()
         return Locked(rows=rows, skipped_locked=skipped, first=first, last=last, keys_sha256=digest,
-                      range=(least, greatest), next=None if swept else end, inexact=inexact)
+                      range=(least, greatest), next=None if swept else end, inexact=inexact, too_wide=too_wide)
 
     def refuse_children(self) -> None:
         """Raise Failed if deleting the batch would change or destroy rows of a child table (S4, T32)."""
@@ -203,6 +207,12 @@ class Transaction:
         if catalog.read_fingerprint(self.connection, shape.oid) != shape.sha256:
             raise ShapeChanged(f"table '{shape.title}' changed while its batch was open", hint="it is planned anew")
 
+    def _leave_wide(self, row_bytes: int) -> list[str]:
+        found = connect.rows(self.connection, self._made().too_wide(row_bytes))
+        if found:
+            self._run(self._made().leave_numbers([row[0] for row in found]))
+        return [row[1] for row in found]
+
     def _leave_out(self, roundtrip: Optional[str], leave: Sequence[str], taken: int) -> list[str]:
         made = self._made()
         if leave:
@@ -284,14 +294,15 @@ class _Lines:
 
     def flush(self) -> None:
         """Write what waits."""
-        block = memoryview(b"".join(self._parts))
+        parts: list[Any] = [b"".join(self._parts)] if self._waiting < 2 * WRITE_BYTES else self._parts  # a large row not once more
         self._parts, self._waiting = [], 0
-        self.sha256.update(block)
-        while block:
-            written = _write(self._descriptor, block)
-            self.bytes += written
-            block = block[written:]
-            point("holder.copy.half")
+        for part in map(memoryview, parts):
+            self.sha256.update(part)
+            while part:
+                written = _write(self._descriptor, part)
+                self.bytes += written
+                part = part[written:]
+                point("holder.copy.half")
 
     def _take(self, data: bytes) -> bytes:
         """Keep the lines of all whole messages; returns the rest."""

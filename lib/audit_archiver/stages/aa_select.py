@@ -52,7 +52,7 @@ def run(command: Command) -> int:
     export = Export(config.load(command.args.config, command.env))
     try:
         code = _select_all(command, export)
-        return exits.SOME_FAILED if code == exits.OK and export.inexact else code
+        return exits.SOME_FAILED if code == exits.OK and export.left else code
     finally:
         export.close()
 

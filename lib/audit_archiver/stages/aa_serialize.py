@@ -19,7 +19,7 @@ from audit_archiver.cli import Command
 from audit_archiver.exits import ConfigError, InputError, Mismatch
 from audit_archiver.formats import batch as batches
 from audit_archiver.formats import frames, keys, members, metadata, names
-from audit_archiver.formats.rows import Appender
+from audit_archiver.formats.rows import Appender, added_fields
 from audit_archiver.points import point
 
 NAME = "aa-serialize"
@@ -102,12 +102,11 @@ def _write_rows(source: lines.Source, batch: dict[str, Any], out: BinaryIO, leve
     """The batch's rows into gzip members; chunk by chunk, no row is handled by itself in Python."""
     writer = members.Writer(out, level)
     matcher = keys.pattern(batch["key"])
-    appender = Appender({"_archived_at": batch["archived_at"], "_batch_id": batch["id"], "_source_database": batch["database"],
-                         "_source_table": batch["table"]})
+    appender = Appender(added_fields(batch))
     digest = hashlib.sha256()
     key_texts: list[bytes] = []
     left = batch["rows"]
-    held: list[bytes] = []
+    held = bytearray()  # grown in place: of a large row there shall not be one copy more
     while left:
         data = source.chunk()
         if not data:
@@ -115,21 +114,26 @@ def _write_rows(source: lines.Source, batch: dict[str, Any], out: BinaryIO, leve
                              hint="the command before was cut off; nothing was staged")
         cut = data.rfind(b"\n") + 1
         if not cut:
-            held.append(data)
+            held += data
             continue
-        chunk, rest = b"".join([*held, data[:cut]]), data[cut:]
+        chunk: Any = held
+        if len(held) < lines.CHUNK_BYTES:
+            chunk = b"".join((held, memoryview(data)[:cut]))
+        else:
+            held += memoryview(data)[:cut]
+        rest = data[cut:]
         rows = chunk.count(b"\n")
         if rows > left:
-            beyond = chunk.split(b"\n", left)[left]
-            chunk, rest, rows = chunk[:len(chunk) - len(beyond)], beyond + rest, left
+            end = members.after_line(chunk, 0, left)
+            rest, chunk, rows = bytes(chunk[end:]) + rest, chunk[:end], left
         extended = appender.extend(chunk, rows)
         digest.update(chunk)
         key_texts += keys.texts(chunk, matcher, rows)
         writer.write(extended, rows)
         left -= rows
-        held = [rest] if left and rest else []
         if not left:
             source.push_back(rest)
+        held = bytearray(rest)
     writer.close()
     return writer, digest.hexdigest(), key_texts
 
