@@ -186,7 +186,8 @@ def test_staging_is_not_needed(hand: ByHand, commit: bool) -> None:
 
 @pytest.mark.req("T38", "REQ-REL-004")
 def test_another_server_with_the_same_database_is_decided_by_its_keys(own: Cluster, bucket: Any, config_file: Any, pg: Cluster) -> None:
-    """GIVEN a committed batch of a server that is lost WHEN its successor, restored from a dump, recovers THEN by keys alone."""
+    """GIVEN a committed batch of a server that is lost WHEN its successor, restored from a dump, recovers THEN it must be told
+    that it is the successor, and decides by keys alone."""
     old = database_on(own)
     tables.create(old.connection, rows=ROWS, first="2024-01-01", last="2024-03-01")
     line = interrupted(ByHand(old, config_file(old, bucket)), commit=True)
@@ -196,9 +197,16 @@ def test_another_server_with_the_same_database_is_decided_by_its_keys(own: Clust
         tables.create(new.connection, rows=ROWS, first="2024-01-01", last="2024-03-01")
         new.execute("DELETE FROM audit_logs WHERE id <= 100")
         hand = ByHand(new, config_file(new, bucket))
-        assert verdicts(hand) == {"001": ("RECORD", "all its rows are gone from the table; of its transaction nothing is known any more")}
+        before = bucket.keys()
+        refused = hand.recover()
+        assert refused.rc == exits.CONFIG and "belongs to another server or database" in refused.err and "--adopt" in refused.err
+        assert bucket.keys() == before
+        assert verdicts(hand, "--adopt") == {"001": ("RECORD", "all its rows are gone from the table; of its transaction nothing is known any more")}
         committed = hand.read(line, names.COMMIT)["committed"]
         assert (committed["xid"], committed["lsn"]) == (None, None)
+        assert hand.recover().rc == 0, "from now on it is its own"
+        hand.must("aa-archive", ["--force", "-q"])
+        assert left(hand) == 0
         new.close()
 
 

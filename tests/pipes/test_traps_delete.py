@@ -147,15 +147,44 @@ def test_s12_a_second_server_that_writes_to_the_same_prefix_is_refused_and_keeps
             result = intruder.run()
             assert result.rc == exits.CONFIG == summary(result)["exit"], result.err
             system = db.admin("SELECT system_identifier::text FROM pg_control_system()")[0][0]
-            said, = [record for record in result.log if "belongs to another table or server" in record["msg"] and record["stage"] == "aa-upload"]
-            assert f"/{db.name}/audit_logs/'" in said["msg"]
-            assert said["detail"] == f"system {system}, {db.name} public.audit_logs"
+            said = summary(result)["errors"][0]
+            assert f"/{db.name}/audit_logs/' belongs to another table or server" in said["msg"]
+            assert f"system {system}, {db.name} public.audit_logs" in said["msg"]
             # AND nothing is uploaded, nothing deleted
             assert (settled(runs), tables.digest(second.connection, "public.audit_logs")) == (objects, theirs)
     # AND the owner goes on as before
     assert runs.whole("public.audit_logs", before) == 60
     tables.fill(db.connection, rows=7, first="2024-01-01", last="2024-12-31", start=101)
     assert runs.ran()["totals"]["rows"] == 7
+
+
+@pytest.mark.parametrize("point", ["upload.start.put", "upload.manifest.put", "holder.commit.sent"])
+def test_s12_a_second_server_decides_nothing_about_the_first_one_s_batches_in_flight(db: Any, bucket: Any, driven: Callable[..., Driven],
+                                                                                      config_file: Any, tmp_path: Path, point: str) -> None:
+    """S12: it has the same keys, from a dump; abandoned by it, a batch that commits a moment later would be in neither place."""
+    # GIVEN a run that stands still, and another server with the same rows and the same configuration
+    before = logs(db, old=60, young=5)
+    runs = driven()
+    child = runs.spawn(env={"AA_TEST_POINT": point})
+    kill.stopped_at(point, child.token, ended=child.poll)
+    with Cluster.start() as cluster:
+        with contextlib.closing(cluster.connect()) as admin, admin.cursor() as cursor:
+            cursor.execute(f"CREATE ROLE {ARCHIVER} LOGIN")
+            cursor.execute(f"CREATE DATABASE {db.name} OWNER {ARCHIVER}")
+        with contextlib.closing(TestDatabase(cluster, db.name)) as second:
+            theirs = logs(second, old=60, young=5)
+            twin = Driven(second, bucket, config_file(second, bucket, staging_dir=str(tmp_path / "second")))
+            objects = runs.archive.keys()
+            # WHEN that one runs THEN it is told to keep away, and has neither written nor deleted a thing
+            result = twin.run()
+            assert result.rc == exits.CONFIG and "aa-recover --adopt" in result.err, result.err
+            assert (runs.archive.keys(), tables.digest(second.connection, "public.audit_logs")) == (objects, theirs)
+    # AND what the first one's death leaves is recovered by its own next run
+    kill.kill_family(child.token)
+    child.wait()
+    kill.all_gone(child.token)
+    runs.ran()
+    assert runs.whole("public.audit_logs", before) == 60
 
 
 def settled(runs: Driven) -> dict[str, bytes]:

@@ -170,7 +170,7 @@ def test_a_run_says_once_that_it_begins_before_its_first_object(bucket: Bucket, 
     assert upload(*lines).rc == exits.OK
     puts = [request.key for request in store.seen(on("PUT")) if ".probe-" not in request.key]
     start = names.run_start_key("archives/", "prod", ground.RUN)
-    assert puts[:2] == [start, "archives/prod/audit_logs/_owner.json"]
+    assert puts[:2] == ["archives/prod/audit_logs/_owner.json", start]
     assert puts.count(start) == 1
     value = json.loads(bucket.read(start))
     assert (value["format"], value["run"], value["database"], value["event"]) == ("aa-run", ground.RUN, "prod", "start")
@@ -189,9 +189,10 @@ def test_a_start_of_another_run_under_our_name_stops_the_upload(bucket: Bucket, 
     assert upload(ground.staged(tmp_path / "staging", bucket.name, number=2)).rc == exits.FAILED
 
 
-@pytest.mark.parametrize("change", [{"system": "7000000000000000001"}, {"table": "audit%2Elogs"}, {"schema": "audit"}, {"database": "stock"}])
+@pytest.mark.parametrize("change", [{"system": "7000000000000000001"}, {"database_oid": 1}, {"table": "audit%2Elogs"}, {"schema": "audit"},
+                                    {"database": "stock"}])
 def test_s12_a_prefix_of_another_server_or_table_is_refused_with_its_owner_s_name_and_the_remedy(
-        bucket: Bucket, upload: Callable[..., Result], tmp_path: Path, change: dict[str, str]) -> None:
+        bucket: Bucket, upload: Callable[..., Result], tmp_path: Path, change: dict[str, Any]) -> None:
     """S12: two servers with one database name would share everything, and decide each other's batches."""
     assert upload(ground.staged(tmp_path / "staging", bucket.name)).rc == exits.OK
     owner = "archives/prod/audit_logs/_owner.json"
@@ -204,7 +205,7 @@ def test_s12_a_prefix_of_another_server_or_table_is_refused_with_its_owner_s_nam
     said = result.log[-1]
     assert f"'s3://{bucket.name}/archives/prod/audit_logs/' belongs to another table or server" in said["msg"]
     assert said["detail"] == f"system {theirs['system']}, {theirs['database']} {theirs['schema']}.{theirs['table']}"
-    assert "s3.prefix" in said["hint"] and owner in said["hint"]
+    assert "s3.prefix" in said["hint"] and "aa-recover --adopt" in said["hint"]
     assert (bucket.keys(), json.loads(bucket.read(owner))) == (before, theirs), "nothing is uploaded, and the owner stays"
     assert (Path(second["serialized"]["dir"]) / "batch.json").exists(), "and it can still be sent elsewhere"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from audit_archiver import log
-from audit_archiver.catalogue import carry_out, evidence, leftovers, rewound, runs, staged
+from audit_archiver.catalogue import carry_out, evidence, leftovers, owner, rewound, runs, staged
 from audit_archiver.catalogue.decide import ABANDON, HOLD, RECORD, STOP, WAIT, Decision, decide
 from audit_archiver.catalogue.evidence import Case
 from audit_archiver.config.model import Config, Database
@@ -70,16 +70,17 @@ class Outcome:
 
 def recover_database(config: Config, store: Store, database: Database, control: connect.Connection, run: Optional[str] = None,
                      tables: Optional[Sequence[TableName]] = None, *, idle: bool = False, staging: Optional[Path] = None,
-                     dry_run: bool = False, decisions: Optional[Mapping[str, str]] = None) -> Outcome:
+                     dry_run: bool = False, decisions: Optional[Mapping[str, str]] = None, adopt: bool = False) -> Outcome:
     """Decide about everything that interrupted runs left of `database`, and carry it out.
 
     `control` holds K1. `run` is the caller's own run, which is not ended; `idle`: no stage of it is alive, so that what it
     exported without a holder is not waited for. `tables` limits it to these tables, where
     the lock's scope is a table; None is the whole database. `staging` is swept too, if given. `dry_run` only says what
-    it would do. `decisions` are a person's, by the last part of the batch's stem: "record" or "abandon".
-    Raises LockHeld if somebody is at work after all, Rewound, and the errors of the store and the connection.
+    it would do. `decisions` are a person's, by the last part of the batch's stem: "record" or "abandon". `adopt`: this server
+    has taken the place of the one that the bucket knows. Raises ConfigError for another's prefix or run, LockHeld if
+    somebody is at work after all, Rewound, and the errors of the store and the connection.
     """
-    return Recovery(config, store, database, control, run, tables, idle, staging, dry_run, decisions or {}).all()
+    return Recovery(config, store, database, control, run, tables, idle, staging, dry_run, decisions or {}, adopt).all()
 
 
 class Recoverer:
@@ -128,11 +129,11 @@ class Recovery:
 
     def __init__(self, config: Config, store: Store, database: Database, control: connect.Connection, run: Optional[str],
                  tables: Optional[Sequence[TableName]], idle: bool, staging: Optional[Path], dry_run: bool,
-                 decisions: Mapping[str, str]) -> None:
+                 decisions: Mapping[str, str], adopt: bool) -> None:
         self._config, self._store, self._database, self._control = config, store, database, control
         self._run, self._tables, self._staging, self._dry = run, tables, staging, dry_run
         self._dead = run if idle else None
-        self._decisions = dict(decisions)
+        self._decisions, self._adopt = dict(decisions), adopt
         self._here = witness.place(control)
         self._hands = carry_out.Hands(store, self._here, staging)
         self._outcome = Outcome()
@@ -141,6 +142,7 @@ class Recovery:
     def all(self) -> Outcome:
         """The whole of it: look whether the server was rewound, settle the batches, end the runs, sweep the staging."""
         known = runs.listed(self._store, self._database.name)
+        self._check_owner(known)
         self._check_rewound(known)
         if known.open:
             try:
@@ -162,11 +164,20 @@ class Recovery:
             return leftovers.table_dirs(self._store, self._database.name)
         return [names.table_dir(self._store.prefix, self._database.name, *table) for table in self._tables]
 
+    def _check_owner(self, known: runs.Runs) -> None:
+        """Nothing is decided about another server's runs, or everything is ours from now on."""
+        if self._adopt and not self._dry:
+            for table_dir in leftovers.table_dirs(self._store, self._database.name):
+                owner.adopt(self._store, table_dir, self._here)
+        if not self._adopt:
+            for each in known.open:
+                owner.require_run(each, self._database.name, self._here)
+
     def _check_rewound(self, known: runs.Runs) -> None:
         tables = self._tables or [(table.schema, table.name) for table in partitions.leaves(self._control, self._database.tables)]
         places = [names.table_dir(self._store.prefix, self._database.name, *table) for table in tables]
         accepted = [name for name, wish in self._decisions.items() if wish == "record"]
-        met = rewound.check(self._store, self._control, self._here, known, places, accepted)
+        met = rewound.check(self._store, self._control, self._here, known, places, accepted, adopt=self._adopt)
         if met and not self._dry:
             runs.put_end(self._store, self._database.name, self._run or names.run_id(self._here.now, os.getpid()), "aa-recover",
                          runs.wal_here(self._here))
@@ -178,6 +189,8 @@ class Recovery:
         for table_dir in self._table_dirs():
             for leftover in leftovers.batches_since(self._store, table_dir, since):
                 if not leftover.recorded and not leftover.abandoned:
+                    if not self._adopt:
+                        owner.require(self._store, table_dir, self._here)
                     self._settle(leftover, table_dir)
 
     def _settle(self, leftover: leftovers.Leftover, table_dir: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Iterable, Iterator, Optional
 
 from audit_archiver import log
-from audit_archiver.catalogue import content, index, runs
+from audit_archiver.catalogue import content, index, owner, runs
 from audit_archiver.exits import ConfigError, Failed
 from audit_archiver.formats import batch as batches
 from audit_archiver.formats import names
@@ -24,10 +24,11 @@ class Rewound(Failed):
 
 
 def check(store: Store, connection: connect.Connection, here: witness.Place, last: runs.Runs, table_dirs: Iterable[str],
-          accepted: Iterable[str] = ()) -> list[str]:
+          accepted: Iterable[str] = (), *, adopt: bool = False) -> list[str]:
     """Raise Rewound if the server seems to have been rewound and rows of the newest recorded batches are back.
 
     `accepted` names batches whose rows may be back, as a person decided; those of them that were met are returned.
+    Raises ConfigError for a prefix of another server, unless it is to be `adopt`ed.
     """
     if not last.ended or last.wal is not None and not behind(here, last.wal):
         return []
@@ -38,6 +39,8 @@ def check(store: Store, connection: connect.Connection, here: witness.Place, las
             if name in accepted:
                 met.append(name)
             elif wal is not None and behind(here, wal):
+                if not adopt:
+                    owner.require(store, table_dir, here)
                 log.info("recover.rewound.look", f"the server's log is not where it was when {batches.name(line['batch'])} "
                          "was committed; its keys are looked up", expected=wal["lsn"], found=here.lsn, timeline=here.timeline)
                 _refuse(store, connection, line)

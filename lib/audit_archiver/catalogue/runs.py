@@ -23,11 +23,15 @@ _START, _END = "-start.json", "-end.json"
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run that began and has not ended; `held` if its batches are selected under a transaction holder."""
+    """A run that began and has not ended; `held` if its batches are selected under a transaction holder.
+
+    `began_on` is the server's system identifier and the oid of the database.
+    """
 
     run: str
     held: bool
     begun: datetime.datetime
+    began_on: Optional[tuple[str, int]] = None
 
     @property
     def since(self) -> datetime.date:
@@ -59,9 +63,14 @@ def listed(store: Store, database: str) -> Runs:
         latest = max(ends.values())  # a store's clock may know whole seconds only; within one the records tell
         tied = [_read(store, names.run_end_key(store.prefix, database, run)) for run, at in ends.items() if at == latest]
         wal = max(tied, key=lambda end: str(end["at"])).get("wal")
-    found_open = [OpenRun(run, bool(_read(store, names.run_start_key(store.prefix, database, run)).get("held")), begun)
+    found_open = [_open(run, _read(store, names.run_start_key(store.prefix, database, run)), begun)
                   for run, begun in starts.items() if run not in ends]
     return Runs(found_open, bool(ends), wal)
+
+
+def _open(run: str, start: dict[str, Any], begun: datetime.datetime) -> OpenRun:
+    place = (start["system"], start["database_oid"]) if "system" in start else None
+    return OpenRun(run, bool(start.get("held")), begun, place)
 
 
 def is_open(store: Store, database: str, run: str) -> bool:

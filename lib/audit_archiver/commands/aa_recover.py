@@ -43,6 +43,9 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--decide", metavar="BATCH=record|abandon", action="append", default=[], type=_decision,
                         help="settle a batch that is held or undecided: record it (what is gone from the table is archived, what is "
                              "there stays there), or abandon it; BATCH is its name as the report shows it; may be repeated")
+    parser.add_argument("--adopt", action="store_true",
+                        help="this server or database has taken the place of the one that the bucket knows (restored from a dump, "
+                             "upgraded): decide its batches by the keys here, and own its tables from now on")
     parser.add_argument("--cleanup", action="store_true",
                         help="also remove the objects of batches that were abandoned more than an hour ago, and uploads in parts "
                              "that were begun more than 24 hours ago; the evidence stays")
@@ -94,7 +97,7 @@ def _recover(command: Command, settings: Config, store: Store, database: Databas
         else:
             locks.take(control, None, f"database '{database.name}'")
         outcome = recover_database(settings, store, database, control, None, chosen, staging=staging, dry_run=args.dry_run,
-                                   decisions=decisions)
+                                   decisions=decisions, adopt=args.adopt)
         cleaned = cleanup.clean(store, database.name, chosen, dry_run=args.dry_run) if args.cleanup else cleanup.Cleaned()
     finally:
         control.close()

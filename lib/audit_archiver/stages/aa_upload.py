@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Optional, Sequence
 
 from audit_archiver import __version__, cli, config, exits, lines, log, points
+from audit_archiver.catalogue import owner
 from audit_archiver.config.model import S3
 from audit_archiver.exits import ConfigError, Failed, InputError, NetworkError
 from audit_archiver.formats import batch as batches
@@ -23,7 +24,7 @@ from audit_archiver.formats import names, schema
 from audit_archiver.objectstore.beside import Beside
 from audit_archiver.objectstore.client import Store, open_store
 from audit_archiver.objectstore.content import Put
-from audit_archiver.objectstore.errors import NameTaken, NotFound
+from audit_archiver.objectstore.errors import NameTaken
 from audit_archiver.objectstore.multipart import STATE
 
 GZIP, JSON = "application/gzip", "application/json"
@@ -68,7 +69,7 @@ class Upload:
     def __init__(self, store: Store, s3: S3) -> None:
         self._store, self._s3 = store, s3
         self._begun: set[tuple[str, str]] = set()
-        self._owned: set[str] = set()
+        self._owned: set[tuple[str, str, str]] = set()
 
     def batch(self, line: dict[str, Any]) -> dict[str, Any]:
         """Send one batch and return its `uploaded` section.
@@ -81,8 +82,8 @@ class Upload:
         data, metadata, keys = (directory / os.path.basename(key) for key in batches.keys_of(line))
         described = _staged(metadata)
         self._check(line, described)
-        self._begin(batch["run"], batch["database"], batch["txn"] is not None)
         self._own(batch)
+        self._begin(batch)
         points.point("upload.data.before")
         key, metadata_key, keys_key = batches.keys_of(line)
         _staged_file(keys)
@@ -121,17 +122,19 @@ class Upload:
         if value.get("batch") != batch:
             raise InputError(f"the staged metadata of {batches.name(batch)} describe another batch", hint="select again")
 
-    def _begin(self, run: str, database: str, held: bool) -> None:
+    def _begin(self, batch: dict[str, Any]) -> None:
         """Say that a run writes about a database, once: recovery finds what it left by this (contracts.md 5).
 
         Raises ConfigError for a run that has ended: nobody would find what it leaves now.
         """
+        run, database = batch["run"], batch["database"]
         if (run, database) in self._begun:
             return
         key = names.run_start_key(self._s3.prefix, database, run)
         value = {"format": "aa-run", "version": 1, "run": run, "database": database, "event": "start",
                  "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "by": "aa-upload",
-                 "archiver_version": __version__, "held": held}
+                 "archiver_version": __version__, "held": batch["txn"] is not None,
+                 "system": batch["server"]["system"], "database_oid": batch["server"]["database_oid"]}
         try:
             self._store.put_new(key, lines.dump(value))
         except NameTaken:
@@ -145,29 +148,11 @@ class Upload:
         self._begun.add((run, database))
 
     def _own(self, batch: dict[str, Any]) -> None:
-        """Make the table's prefix ours, or refuse it as another server's or table's (S12)."""
-        key = names.owner_key(self._s3.prefix, batch["database"], batch["schema"], batch["table"])
-        if key in self._owned:
-            return
-        owner = {"format": "aa-owner", "version": 1, "system": batch["server"]["system"], "database": batch["database"],
-                 "schema": batch["schema"], "table": batch["table"]}
-        url = self._store.url(key)
-        try:
-            found = self._store.get_bytes(key)
-        except NotFound:
-            found = lines.dump(owner)
-            try:
-                self._store.put_new(key, found)
-            except NameTaken:
-                found = self._store.get_bytes(key)
-        value = lines.parse(found, f"'{url}'")
-        schema.validate("owner", value, f"'{url}'")
-        if value != owner:
-            raise ConfigError(f"'{os.path.dirname(url)}/' belongs to another table or server",
-                              detail=f"system {value['system']}, {value['database']} {value['schema']}.{value['table']}",
-                              hint="give this configuration an s3.prefix of its own; if this server has taken the other's "
-                                   f"place for good, remove '{url}'", at=self._s3.at)
-        self._owned.add(key)
+        """Make the table's prefix ours, once, or refuse it as another server's or table's (S12)."""
+        table = batch["database"], batch["schema"], batch["table"]
+        if table not in self._owned:
+            owner.claim(self._store, batch, self._s3.at)
+            self._owned.add(table)
 
 
 def set_aside(line: dict[str, Any], fallback: Path) -> str:
