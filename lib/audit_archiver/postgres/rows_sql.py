@@ -136,6 +136,14 @@ class Statements:
                 f"to_json(max(b.{stamp})) #>> '{{}}' AS greatest, min(b.{self._n}) AS low, max(b.{self._n}) AS high "
                 f"FROM {BATCH} b) a, LATERAL ({edge} a.low) f, LATERAL ({edge} a.high) l")
 
+    def others(self) -> str:
+        """Whether another session, or a prepared transaction, may have locked rows of the table. Only then is it worth
+        counting what was skipped: that reads every row of the batch once more."""
+        return ("SELECT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'relation' AND l.mode IN ('RowShareLock', 'RowExclusiveLock') "
+                f"AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.relation = {self.shape.oid} "
+                "AND (l.pid IS NULL OR l.pid NOT IN (SELECT a.pid FROM pg_stat_activity a "
+                "WHERE a.application_name = current_setting('application_name'))))")
+
     def skipped(self, cursor: Optional[Sequence[str]], last: Optional[Sequence[str]]) -> str:
         """Counts what is eligible after `cursor` up to and with `last` (None: up to the cutoff), locked by others or not."""
         upto = f" AND {self._row('t')} <= {self._literals(last)}" if last is not None else ""

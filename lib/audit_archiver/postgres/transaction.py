@@ -99,6 +99,7 @@ class Transaction:
         if made.shape.toasted:
             fit, there, widest = connect.row(self.connection, made.fitting(cursor, limit, BATCH_BYTES))
             limit = limit if fit == there else max(1, fit)
+        others = not self.export and connect.scalar(self.connection, made.others())
         self._run(made.fill(cursor, limit, lock=not self.export))
         self.check_shape()
         rows, digest, first, last, end, least, greatest = self._facts()
@@ -109,7 +110,7 @@ class Transaction:
             rows, digest, first, last, _, least, greatest = self._facts()
         self._keys_sha256 = digest
         skipped = 0
-        if not self.export:
+        if others or not self.export and connect.scalar(self.connection, made.others()):
             skipped = max(0, connect.scalar(self.connection, made.skipped(cursor, None if swept else end)) - taken)
         self.check()
         return Locked(rows=rows, skipped_locked=skipped, first=first, last=last, keys_sha256=digest,
