@@ -11,7 +11,11 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "checks.md"
 HEAD = """\
 # The checks before a run
 
-`aa-archive --validate-only` runs all of them; a run itself repeats those that read no whole table, before its first batch.
+`aa-check` runs all of them, and so does `aa-archive --validate-only`:
+
+    aa-check -c my.yaml --output text
+
+A run itself repeats them before its first batch, but for those that take a while or that it learns anyway.
 A failure refuses the table or the database with the exit code given; a warning lets the run go on. This page is made by
 `tools/checks.py` from the checks themselves.
 

@@ -1,6 +1,6 @@
 """Run the checks of a preflight: databases, their tables, the bucket. Each declares itself in on_*.py.
 
-    findings = run_checks(config, wanted, store, staging)        everything (aa-archive --validate-only)
+    findings = run_checks(config, wanted, store, staging)        everything (aa-check)
     findings = of_database(connection, database, tables)         what a run asks before its first batch
     jobs = refuse(jobs, findings)                                failures become refused jobs
 """
