@@ -32,6 +32,7 @@ REFUSALS = dict(line.split(": ", 1) for line in (HERE / "refusals.txt").read_tex
 OPTIONAL = {
     "batch": {"serialized", "serialized.dir", "uploaded", "verified", "deleted", "deleted.left_out", "committed", "recorded"},
     "job": {"refused.at"}, "run": {"held", "system", "database_oid", "wal"}, "intent": {"left_out"}, "abandoned": {"evidence.accounted"},
+    "rows": {"table.ddl"}, "metadata": {"schema.ddl"},
 }
 OPEN = {"first", "last", "cursor", "sample", "primary_keys"}  # key values: whatever the key's types are
 

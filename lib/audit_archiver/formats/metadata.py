@@ -23,7 +23,7 @@ def build(frame: dict[str, Any], serialized: dict[str, Any], bucket: str, level:
     """The metadata of a batch from its opening frame and what aa-serialize made of it (REQ-S3-017, REQ-VER-013)."""
     batch, table, data = frame["batch"], frame["table"], serialized["data"]
     library, library_level = members.compressor(level)
-    value = {
+    value: dict[str, Any] = {
         "format": "aa-metadata", "version": "2.0",
         "database": batch["database"], "host": table["host"],
         "table": batch["table"], "schema_name": batch["schema"],
@@ -43,6 +43,8 @@ def build(frame: dict[str, Any], serialized: dict[str, Any], bucket: str, level:
         "member_rows": data["member_rows"], "members": data["members"],
         "batch": batch,
     }
+    if "ddl" in table:
+        value["schema"]["ddl"] = table["ddl"]
     schema.validate("metadata", value, "the metadata")
     return value
 

@@ -12,7 +12,7 @@ from audit_archiver.config.model import Config
 from audit_archiver.exits import ConfigError, Failed, Mismatch, Retryable
 from audit_archiver.holder.batch import describe, name_left
 from audit_archiver.holder.notes import JobKey, key_of
-from audit_archiver.postgres import catalog, connect
+from audit_archiver.postgres import catalog, connect, ddl
 from audit_archiver.postgres.rows_sql import Statements, Window
 from audit_archiver.postgres.transaction import Locked, Transaction
 
@@ -88,7 +88,8 @@ class Export:
         return {"rows": locked.rows, "skipped_locked": 0, "first": locked.first, "last": locked.last,
                 "keys_sha256": locked.keys_sha256, "shape_sha256": shape.sha256, "next": locked.next,
                 "columns": [[column.name, column.type] for column in shape.ordered()],
-                "table": describe(shape, host, transaction.connection.server_version, locked.range)}
+                "table": describe(shape, host, transaction.connection.server_version, locked.range,
+                                  ddl=ddl.statements(transaction.connection, shape.oid) if self._numbers[key_of(job)] == 1 else None)}
 
     def _copy(self, descriptor: int) -> dict[str, Any]:
         _, transaction, shape = self._current()

@@ -100,12 +100,14 @@ class Operations:
             batch.notes.inexact += locked.inexact
             batch.notes.too_wide += locked.too_wide
         name_left(batch.plan.shape.title, locked, self.config.resources.max_row_mb)
-        shape = batch.plan.shape
+        shape, described = batch.plan.shape, None if batch.plan.described else batch.plan.ddl
+        batch.plan.described = batch.plan.described or bool(locked.rows)
         return {"rows": locked.rows, "skipped_locked": locked.skipped_locked,
                 "first": locked.first, "last": locked.last,
                 "keys_sha256": locked.keys_sha256, "shape_sha256": shape.sha256, "next": locked.next,
                 "columns": [[column.name, column.type] for column in shape.ordered()],
-                "table": describe(shape, batch.session.database.host, batch.plan.server["version"], locked.range)}
+                "table": describe(shape, batch.session.database.host, batch.plan.server["version"], locked.range,
+                                  ddl=described)}
 
     def copy(self, handle: str, descriptor: int) -> dict[str, Any]:
         """Write the batch's rows into `descriptor`."""

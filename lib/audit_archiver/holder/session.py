@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 from audit_archiver import log
 from audit_archiver.config.model import Config, Database
 from audit_archiver.exits import ArchiverError, ConfigError, Retryable
-from audit_archiver.postgres import catalog, connect, locks, partitions
+from audit_archiver.postgres import catalog, connect, ddl, locks, partitions
 from audit_archiver.postgres.rows_sql import Statements, Window
 from audit_archiver.postgres.transaction import Transaction
 
@@ -32,9 +32,11 @@ class Plan:
     statements: Statements
     server: dict[str, Any]
     scope_oid: Optional[int]
+    ddl: list[str]
     cascade: bool = False
     leave: list[str] = field(default_factory=list)
     checked_once: bool = False
+    described: bool = False
 
 
 class DatabaseSession:
@@ -87,7 +89,8 @@ class DatabaseSession:
                     self._locked_tables[shape.oid] = name
                 self._plans[asked] = Plan(
                     shape, Statements(shape, Window(job["cutoff"], job["start"], job["end"])), catalog.server(self.control, shape.oid),
-                    shape.oid if self.per_table else None, getattr(configured, "cascade", "refuse") == "acknowledged", leave)
+                    shape.oid if self.per_table else None, ddl.statements(self.control, shape.oid),
+                    getattr(configured, "cascade", "refuse") == "acknowledged", leave)
             if name in self.held:
                 raise ConfigError(f"table '{name[0]}.{name[1]}' is held back: {self.held[name]}",
                                   hint="'aa-delete --explain' lists the rows in question, 'aa-recover --decide' settles it")
