@@ -236,6 +236,10 @@ def _check_key(title: str, columns: tuple[table_columns.Column, ...], key: tuple
     if nested:
         raise ConfigError(f"key column '{nested[0].name}' of table '{title}' has the type {nested[0].type}, whose JSON is no single value",
                           at=at, hint="name a key of numbers, texts, dates or uuids")
+    strange = [column for column in columns if column.name in key and not column.comparable]
+    if strange:
+        raise ConfigError(f"key column '{strange[0].name}' of table '{title}' has the type {strange[0].type}, which the server's own "
+                          "operators do not compare", at=at, hint="name a key of numbers, texts, dates or uuids")
     fitting = [index for index in indexes if index[1] and set(index[2]) <= set(key)]
     if not fitting:
         unique = [", ".join(index[2]) for index in indexes if index[1]]

@@ -58,7 +58,9 @@ SELECT t.oid::bigint, format_type(t.oid, -1), s.nspname::text, t.typname::text, 
           AND d.deptype = 'e' LIMIT 1),
        EXISTS (SELECT FROM pg_cast k WHERE k.castsource = t.oid AND k.casttarget = 'json'::regtype),
        EXISTS (SELECT FROM pg_constraint k WHERE k.contypid = t.oid AND NOT k.convalidated),
-       t.typreceive::oid <> 0
+       t.typreceive::oid <> 0,
+       EXISTS (SELECT FROM pg_cast k WHERE k.castsource = t.oid AND k.casttarget = 'text'::regtype AND k.castmethod = 'f'),
+       (SELECT bool_and(f.provolatile = 'i') FROM pg_proc f WHERE f.oid IN (t.typinput, t.typoutput))
 FROM need JOIN pg_type t ON t.oid = need.oid JOIN pg_namespace s ON s.oid = t.typnamespace
      LEFT JOIN pg_range r ON r.rngtypid = t.oid
 """
@@ -113,6 +115,11 @@ class Column:
     def scalar(self) -> bool:
         """True if the column's JSON is always one string, number or boolean, as a key's must be."""
         return self._codec().scalar
+
+    @property
+    def comparable(self) -> bool:
+        """True if the server's own operators compare two values, as a key's must be."""
+        return self._codec().comparable
 
     @property
     def restored(self) -> bool:

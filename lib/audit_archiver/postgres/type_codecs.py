@@ -1,8 +1,9 @@
 """How a value of each PostgreSQL type becomes JSON on the server and comes back as the same value.
 
-A `Codec` is a pair of SQL expressions over an expression. The table is closed: a type that is not in it is
-refused by name, since nobody has shown that it survives the way out and back. What plain JSON cannot carry is
-wrapped: {"$json": text} and {"$array": text} hold the value's own text (postgres.md C8, docs/types.md).
+A `Codec` is a pair of SQL expressions over an expression. The table is closed: of a type that is not in it each
+value is proven to survive the way out and back, or it is refused by name where such a proof is worth nothing. What
+plain JSON cannot carry is wrapped: {"$json": text} and {"$array": text} hold the value's own text (postgres.md C8,
+docs/types.md).
 
 The expressions rely on the pinned session of connect.py: with search_path pg_catalog alone, functions and
 operators are the server's own, and `format_type` writes the names of user types with their schema.
@@ -13,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Callable, Mapping, NamedTuple, Optional, Sequence
 
+from audit_archiver.postgres.proven_text import proven
 from audit_archiver.postgres.quoting import ident, literal
 
 FIRST_USER_OID = 16384
@@ -26,8 +28,8 @@ NATIVE = frozenset(
 PARSED = frozenset("tsquery jsonpath aclitem abstime reltime tinterval".split())
 """As NATIVE, but their text is a little language (or names roles): no proof that each text is read back."""
 
-EXTENSIONS = frozenset({("citext", "citext"), ("ltree", "ltree")})
-"""(extension, type) whose only JSON form is their text."""
+EXTENSIONS = frozenset({("citext", "citext"), ("hstore", "hstore"), ("ltree", "ltree")})
+"""(extension, type) of which every value's text is read back exactly."""
 
 PLAIN = {**dict.fromkeys(("int2", "int4", "int8"), ""), **dict.fromkeys(("uuid", "inet", "cidr", "macaddr", "macaddr8", "pg_lsn"), '"')}
 """What to_json puts around the text of these types, in which nothing ever needs an escape."""
@@ -70,6 +72,8 @@ class Type(NamedTuple):
     json_cast: bool
     unvalidated: bool
     receives: bool
+    text_cast: bool
+    immutable: bool
 
     @property
     def builtin(self) -> bool:
@@ -94,6 +98,8 @@ class Codec:
     value may come back and another not, None where every value does. `loose`: the text of an array or composite
     around it is not exact; `array_as`: the element type through which an array's text is exact nevertheless.
     `around`: what to_json puts around the text of an encoded value, where that is all it does; else None.
+    `raises`: `encode` raises for a value that would not come back, so that each value has to pass through it.
+    `comparable`: the `=` and `<` of pg_catalog compare two values, as a key's must be.
     """
 
     sql: str
@@ -106,6 +112,8 @@ class Codec:
     loose: bool = False
     array_as: Optional[str] = None
     around: Optional[str] = None
+    raises: bool = False
+    comparable: bool = True
 
     def fragments(self, x: str, before: str) -> list[str]:
         """Expressions whose texts together, NULLs left out, are `before` and what row_to_json writes for `x`."""
@@ -139,10 +147,7 @@ class Codecs:
             return _enum(kind)
         if kind.builtin:
             return _builtin(kind, depth)
-        if (kind.extension, kind.name) in EXTENSIONS and not kind.json_cast:
-            return Codec(kind.sql, kind.sql)
-        whose = f" of the extension '{kind.extension}'" if kind.extension else ""
-        raise Refused(f"the type '{kind.sql}'{whose} is not among those that are known to come back exactly")
+        return _of_others(kind)
 
     def _within(self, oid: int, depth: int, where: str) -> Codec:
         try:
@@ -183,7 +188,7 @@ class Codecs:
             kind.sql, kind.sql if reads_itself else "json",
             _same if all(codec.encode is _same for _, codec in fields) else encode,
             _same if reads_itself else decode, scalar=False, loose=any(codec.loose for _, codec in fields),
-            doubt=next((codec.doubt for _, codec in fields if codec.doubt), None))
+            doubt=next((codec.doubt for _, codec in fields if codec.doubt), None), raises=any(codec.raises for _, codec in fields))
 
 
 def _array(kind: Type, item: Codec, depth: int) -> Codec:
@@ -201,7 +206,10 @@ def _array(kind: Type, item: Codec, depth: int) -> Codec:
             odd = f"array_lower({x}, 1) <> 1 OR array_ndims({x}) > 1 AND array_dims({x}) ~ '[[](?!1:)'"
             plain = f"array_to_json({x})" if item.encode is _same else f"array_to_json({x}::text[])"
         text = f"{x}::{item.array_as}[]::text" if item.array_as else f"{x}::text"
-        return f"CASE WHEN {odd} THEN json_build_object('$array', {text}) ELSE {plain} END"
+        whole = f"json_build_object('$array', {text})"
+        if item.raises:
+            whole = f"CASE WHEN ({plain}) IS NOT NULL THEN {whole} END"
+        return f"CASE WHEN {odd} THEN {whole} ELSE {plain} END"
 
     def decode(x: str) -> str:
         if item.decode is _same:
@@ -219,7 +227,7 @@ def _array(kind: Type, item: Codec, depth: int) -> Codec:
     doubt = item.doubt
     if item.loose and not item.array_as:
         doubt = doubt or f"the text of several dimensions of '{item.sql}' is not exact"
-    return Codec(kind.sql, "json", encode, decode, scalar=False, loose=item.loose, doubt=doubt)
+    return Codec(kind.sql, "json", encode, decode, scalar=False, loose=item.loose, doubt=doubt, raises=item.raises)
 
 
 def _range(kind: Type, bound: Codec, depth: int) -> Codec:
@@ -240,7 +248,7 @@ def _range(kind: Type, bound: Codec, depth: int) -> Codec:
                 f"AS {alias}(lower {bound.record_type}, upper {bound.record_type}, bounds text, empty bool)) END")
 
     doubt = f"the range type '{kind.sql}' has a canonical function of its own" if kind.own_canonical else bound.doubt
-    return Codec(kind.sql, "json", encode, decode, scalar=False, loose=bound.loose, doubt=doubt)
+    return Codec(kind.sql, "json", encode, decode, scalar=False, loose=bound.loose, doubt=doubt, raises=bound.raises)
 
 
 def _multirange(kind: Type, part: Codec, depth: int) -> Codec:
@@ -254,12 +262,26 @@ def _multirange(kind: Type, part: Codec, depth: int) -> Codec:
         return (f"CASE WHEN {x} IS NOT NULL THEN (SELECT coalesce(range_agg({part.decode(f'{alias}.v')}), "
                 f"'{{}}'::{kind.sql}) FROM json_array_elements({x}) AS {alias}(v)) END")
 
-    return Codec(kind.sql, "json", encode, decode, scalar=False, loose=part.loose, doubt=part.doubt)
+    return Codec(kind.sql, "json", encode, decode, scalar=False, loose=part.loose, doubt=part.doubt, raises=part.raises)
 
 
 def _enum(kind: Type) -> Codec:
     # row_to_json would use a cast to json, if somebody made one
     return Codec(kind.sql, kind.sql, (lambda x: f"textin(enum_out({x}))") if kind.json_cast else _same)
+
+
+def _of_others(kind: Type) -> Codec:
+    """A base type of an extension or of a user. Where only its authors know its text, each value is proven; but what the
+    text depends on besides the value (settings, other tables) may be another thing on the day it comes back."""
+    if (kind.extension, kind.name) in EXTENSIONS and not (kind.json_cast and kind.text_cast):
+        # row_to_json would use a cast to json, which hstore brings along
+        return Codec(kind.sql, kind.sql, _as_text if kind.json_cast else _same, comparable=kind.name == "citext")
+    if kind.immutable:
+        return Codec(kind.sql, kind.sql, lambda x: proven(x, kind.sql), raises=True, comparable=False,
+                     doubt=f"only the authors of '{kind.sql}' know whether each of its texts is read back")
+    whose = f" of the extension '{kind.extension}'" if kind.extension else ""
+    raise Refused(f"the text of the type '{kind.sql}'{whose} may depend on more than the value (its input or output function "
+                  "is not IMMUTABLE), so nothing shows that it would come back exactly")
 
 
 def _builtin(kind: Type, depth: int) -> Codec:
