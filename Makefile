@@ -19,7 +19,7 @@ TESTS_pipes := tests/pipes
 TESTS_crash := tests/crash
 TESTS_all := tests
 
-.PHONY: help setup demo demo-clean test lint bench matrix man man-check trace install clean
+.PHONY: help setup demo demo-clean test lint bench scale matrix man man-check trace install clean
 
 help:
 	@echo 'make setup        a virtual environment in $(VENV) with everything (PYTHON=python3.12 chooses the Python)'
@@ -29,6 +29,7 @@ help:
 	@echo '                  AA_PG=embedded or AA_PG=11..18 for another PostgreSQL than the one on this machine'
 	@echo 'make lint         ruff'
 	@echo 'make bench        speed, memory and CPU against pipes written by hand (BENCH_ROWS=, BENCH_ROUNDS=)'
+	@echo 'make scale        a thousand tables in one run, five million rows in one table (SCALE_TABLES=, SCALE_ROWS=)'
 	@echo 'make matrix       every supported PostgreSQL against types, runs and recovery (MATRIX="11 17" for some)'
 	@echo 'make man          write the OPTIONS and EXIT STATUS blocks of man/*.1; man-check only compares'
 	@echo 'make trace        which requirements have a passing test'
@@ -64,6 +65,9 @@ lint: setup
 
 bench: setup
 	$(PY) tools/bench.py $(ARGS)
+
+scale: setup
+	$(PY) tools/scale.py
 
 matrix: setup
 	$(PY) tools/matrix.py
