@@ -18,39 +18,14 @@ from audit_archiver.exits import NetworkError
 from audit_archiver.formats import job as jobs
 from audit_archiver.formats import schema
 from audit_archiver.objectstore.client import Store
-from audit_archiver.postgres import connect, examine
+from audit_archiver.postgres import catalog, connect, eligible, examine
 from audit_archiver.preflight import checks, findings, on_database, on_staging, on_table
 from audit_archiver.preflight.findings import FAIL, OK, WARN, Finding
 from tests.conftest import Bucket, ConfigFile, TestDatabase
 from tests.ground import tables
+from tests.ground.looks import LOGS, bad, database, look, only
 
 RUN = "20251230T021545Z-4711"
-LOGS = Table("audit_logs", "created_at", ("id",), at="prod.yaml:7")
-
-
-def database(db: TestDatabase, *configured: Table, user: str = "archiver", **values: Any) -> Database:
-    return Database(**{"name": db.name, "host": db.host, "port": db.port, "user": user, "fsync_off": "acknowledged",
-                       "tables": configured or (LOGS,), "at": "prod.yaml:4", **values})
-
-
-def look(made: Database, thorough: bool = True) -> list[Finding]:
-    """What the checks say of a database and its tables."""
-    session = connect.connect(made, purpose="test")
-    try:
-        return checks.of_database(session, made, made.tables, thorough=thorough)
-    finally:
-        session.close()
-
-
-def bad(found: list[Finding]) -> list[tuple[str, str]]:
-    """(check, status) of what is not well, without the test server's fsync."""
-    return [(each.check, each.status) for each in found if each.status != OK and each.check != "server.fsync"]
-
-
-def only(found: list[Finding], check: str, status: str) -> Finding:
-    """The one finding of a check that is not well; nothing else may be."""
-    assert bad(found) == [(check, status)]
-    return next(each for each in found if each.check == check)
 
 
 @pytest.fixture()
@@ -78,7 +53,7 @@ def test_what_is_as_it_should_be_is_one_ok_line_per_subject(logs: TestDatabase) 
     version = logs.scalar("SELECT current_setting('server_version')").split(" ")[0]
     lines = findings.lines([each for each in found if each.check != "server.fsync"])
     assert lines == [
-        f"ok    {logs.name}: connection  local socket as archiver, PostgreSQL {version}",
+        f"ok    {logs.name}: connection  local socket as archiver, PostgreSQL {version}, no pooler",
         f"ok    {'public.audit_logs':<{len(logs.name) + 12}}  key id; created_at timestamptz, may select, lock and delete, "
         "index audit_logs_created_at_id_idx"]
 
@@ -253,12 +228,17 @@ class Session:
         backend_pid = 4711
 
 
+@pytest.mark.req("REQ-PG-008")
 @pytest.mark.parametrize("server, check, status, code", [
-    ({}, None, None, 0), ({"version": 100023}, "server.version", FAIL, 3), ({"standby": True}, "server.primary", FAIL, 3),
+    ({}, None, None, 0), ({"version": 100023}, "server.version", FAIL, 3),
+    ({"version": 180004}, None, None, 0), ({"version": 190000}, "server.tested", WARN, 0), ({"standby": True}, "server.primary", FAIL, 3),
     ({"fsync": False}, "server.fsync", FAIL, 3), ({"full_page_writes": False}, "server.full_page_writes", WARN, 0),
     ({"synchronous_commit": "local"}, "server.synchronous_commit", FAIL, 3), ({"synchronous_commit": "remote_apply"}, None, None, 0),
     ({"may_identify": False}, "role.identity", FAIL, 5), ({"backend_pid": 1}, "connection.session", FAIL, 3)])
-def test_a_server_that_is_not_fit_is_told_from_one_that_is(server: dict[str, Any], check: Optional[str], status: Optional[str], code: int) -> None:
+def test_a_server_that_is_not_fit_is_told_from_one_that_is(server: dict[str, Any], check: Optional[str], status: Optional[str], code: int,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eligible, "skew_s", lambda session: 0.0)
+    monkeypatch.setattr(examine, "slots", lambda session: [])
     seen = on_database.Look(Session(), Database("prod", host="db1.example.com"), dataclasses.replace(WELL, **server))  # type: ignore[arg-type]
     found = [each for made in on_database.CHECKS for each in made.run(seen, database="prod")]
     assert [(each.check, each.status, each.code) for each in found if each.status != OK] == ([(check, status, code)] if check else [])
@@ -270,16 +250,19 @@ def test_a_connection_without_a_pooler_is_recognized_as_one(logs: TestDatabase) 
     session.close()
 
 
-@pytest.mark.req("REQ-VAL-003", "REQ-VAL-010")
+@pytest.mark.req("REQ-VAL-003", "REQ-VAL-010", "REQ-S3-003", "REQ-S3-005", "REQ-S3-006")
 def test_a_bucket_that_works_is_one_ok_line_and_nothing_stays_in_it(bucket: Bucket) -> None:
+    warned = only(checks.of_store(_store(bucket)), "s3.versions", WARN)
+    assert warned.remedy == f"aws s3api put-bucket-versioning --bucket {bucket.name} --versioning-configuration Status=Enabled"
+    bucket.client.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration={"Status": "Enabled"})
     found = checks.of_store(_store(bucket))
     assert [each.status for each in found] == [OK] * len(found)
-    assert re.match(r"ok    s3  put, get, delete, list, If-None-Match honoured, clock \d\.\d s off$", findings.lines(found)[0])
+    assert re.match(r"ok    s3  put, get, delete, list, If-None-Match honoured, clock \d\.\d s off, versioned$", findings.lines(found)[0])
     assert bucket.keys() == []
 
 
 def test_a_store_that_overwrites_is_warned_of(poor_bucket: Bucket) -> None:
-    assert bad(checks.of_store(_store(poor_bucket))) == [("s3.create_only", WARN)]
+    assert bad(checks.of_store(_store(poor_bucket))) == [("s3.create_only", WARN), ("s3.versions", WARN)]
 
 
 @pytest.mark.parametrize("values, code", [({"bucket": "nobody-has-this-one"}, 3), ({"secret_access_key": "wrong"}, 5)])
@@ -317,14 +300,18 @@ def test_the_whole_look_of_a_configuration_is_ok_and_satisfies_its_schema(logs: 
     assert {each["check"] for each in made["findings"] if each["check"] != "configuration"} == {each.id for each in checks.ALL}
 
 
-@pytest.mark.req("REQ-VAL-007")
+@pytest.mark.req("REQ-VAL-007", "REQ-RES-006")
 def test_a_staging_directory_without_room_for_two_batches_is_a_failure_of_resources(
         logs: TestDatabase, bucket: Bucket, config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
     logs.execute("ANALYZE audit_logs")
     settings = config.load(str(config_file(logs, bucket)), {})
-    row = logs.scalar("SELECT pg_table_size('audit_logs') / 50.0")
+    session = connect.connect(settings.databases[0], purpose="test")
+    row = examine.bytes_per_row(session, catalog.shape(session, "public", "audit_logs", ("id",), "created_at"))
+    session.close()
+    width = logs.scalar("SELECT avg(pg_column_size(t)) FROM audit_logs t")
+    assert 0.8 * float(width) < row < 1.2 * float(width)
     wanted = [(each, each.tables) for each in settings.databases]
-    for free, status in ((int(row * 50_000 * 2) - 1, FAIL), (int(row * 50_000 * 2) + 1, OK)):
+    for free, status in ((int(row * 50_000) * 2 - 1, FAIL), (int(row * 50_000) * 2, OK)):
         monkeypatch.setattr(on_staging.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
         found = {each.check: each for each in checks.run_checks(settings, wanted, None, settings.staging_dir)}
         assert (found["staging.space"].status, found["staging.space"].code) == (status, 6 if status == FAIL else 0)

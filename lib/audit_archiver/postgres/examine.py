@@ -42,6 +42,44 @@ JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relnamespac
 WHERE c.oid IN (SELECT oid FROM above) ORDER BY p.pubname
 """
 
+# By the column widths that ANALYZE found, which bloat does not touch, and the chunks of TOAST, which they leave out.
+_WIDTH_SQL = """
+SELECT CASE WHEN c.reltuples > 0 THEN (
+  least(pg_relation_size(c.oid) / c.reltuples, (
+    SELECT sum(s.avg_width * (1 - s.null_frac)) + 28 FROM pg_stats s JOIN pg_namespace n ON n.nspname = s.schemaname
+    WHERE n.oid = c.relnamespace AND s.tablename = c.relname AND NOT s.inherited))
+  + coalesce(least(pg_relation_size(t.oid), CASE WHEN t.reltuples > 0 THEN t.reltuples * 2032 END), 0) / c.reltuples)::float8
+  ELSE 0 END
+FROM pg_class c LEFT JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = %s
+"""
+
+_LOCKS_SQL = """
+SELECT l.mode, CASE WHEN l.pid IS NULL THEN 'a prepared transaction' ELSE format('backend %%s of role ''%%s''', l.pid, a.usename)
+         || coalesce(' (''' || a.application_name || ''', transaction since '
+                     || to_char(a.xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"') || ')', '') END
+FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.granted AND l.relation = %s AND l.pid IS DISTINCT FROM pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND coalesce(a.application_name, '') NOT LIKE 'audit-archiver %%' ORDER BY a.xact_start, l.pid
+"""
+
+_SLOTS_SQL = """
+SELECT slot_name::text, active FROM pg_replication_slots WHERE slot_type = 'logical' AND database = current_database() ORDER BY 1
+"""
+
+# AT TIME ZONE takes the session's own default: what a connection has that sets nothing.
+_CLOCK_CHANGES_SQL = """
+SELECT z.reset_val, count(DISTINCT (g AT TIME ZONE z.reset_val) - (g AT TIME ZONE 'UTC')) > 1
+FROM pg_settings z, generate_series(now() - interval '1 year', now(), interval '1 week') g WHERE z.name = 'TimeZone' GROUP BY 1
+"""
+
+_KEPT_BY_SQL = """
+SELECT rn.nspname || '.' || r.relname, fn.nspname || '.' || f.relname
+FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid JOIN pg_namespace rn ON rn.oid = r.relnamespace
+JOIN pg_class f ON f.oid = c.confrelid JOIN pg_namespace fn ON fn.oid = f.relnamespace
+WHERE c.contype = 'f' AND c.confdeltype IN ('a', 'r') AND r.oid <> f.oid ORDER BY 1, 2
+"""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -69,6 +107,32 @@ class Rights:
     delete: bool
     lock: bool
     vacuum: bool
+
+
+@dataclass(frozen=True)
+class Locked:
+    """A lock that another session holds on the table: its mode, and who that is."""
+
+    mode: str
+    who: str
+
+    @property
+    def blocks(self) -> bool:
+        """Whether it keeps rows from being locked or deleted."""
+        return self.shuts or self.mode in ("ShareLock", "ShareRowExclusiveLock", "ExclusiveLock")
+
+    @property
+    def shuts(self) -> bool:
+        """Whether it keeps rows even from being read."""
+        return self.mode == "AccessExclusiveLock"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A logical replication slot of the database; nobody reads from it unless it is `active`."""
+
+    name: str
+    active: bool
 
 
 @dataclass(frozen=True)
@@ -123,10 +187,8 @@ def heap_bytes(connection: connect.Connection, shape: Shape) -> int:
 
 
 def bytes_per_row(connection: connect.Connection, shape: Shape) -> float:
-    """The mean width of a row on disk, TOAST included, as far as the last vacuum or analyze knows; 0 if nobody knows."""
-    return connect.scalar(connection, (
-        "SELECT CASE WHEN c.reltuples > 0 THEN pg_table_size(c.oid) / c.reltuples::float8 ELSE 0 END FROM pg_class c WHERE c.oid = %s"),
-        (shape.oid,))
+    """The mean width of a row as it is stored, TOAST included, as far as the last vacuum or analyze knows; 0 if nobody knows."""
+    return connect.scalar(connection, _WIDTH_SQL, (shape.oid,))
 
 
 def has_timestamps(connection: connect.Connection, shape: Shape) -> bool:
@@ -138,3 +200,24 @@ def has_timestamps(connection: connect.Connection, shape: Shape) -> bool:
 def publications(connection: connect.Connection, shape: Shape) -> list[Publication]:
     """The publications whose subscribers will lose the archived rows too (S13)."""
     return [Publication(*row) for row in connect.rows(connection, _PUBLISHED_SQL, (shape.oid,))]
+
+
+def locks(connection: connect.Connection, shape: Shape) -> list[Locked]:
+    """The locks that others hold on the table now, the oldest transaction first; our own sessions are none of them."""
+    return [Locked(*row) for row in connect.rows(connection, _LOCKS_SQL, (shape.oid,))]
+
+
+def slots(connection: connect.Connection) -> list[Slot]:
+    """The logical replication slots of this database: each of them gets every delete."""
+    return [Slot(*row) for row in connect.rows(connection, _SLOTS_SQL)]
+
+
+def changing_clock(connection: connect.Connection) -> Optional[str]:
+    """The database's time zone if its offset from UTC changed within a year (summer time), else None."""
+    zone, changes = connect.row(connection, _CLOCK_CHANGES_SQL)
+    return zone if changes else None
+
+
+def kept_by(connection: connect.Connection) -> list[tuple[str, str]]:
+    """(table, other table) wherever rows of the first keep rows of the second by a plain foreign key, as schema.name."""
+    return [(child, parent) for child, parent in connect.rows(connection, _KEPT_BY_SQL)]

@@ -36,7 +36,7 @@ class Good:
 
 @dataclass(frozen=True)
 class Check:
-    """One check. A `thorough` one may read a whole table, and a run leaves it out."""
+    """One check. A run leaves a `thorough` one out: it may take long, or a run finds out by itself."""
 
     id: str
     severity: str

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -15,12 +16,14 @@ from audit_archiver.exits import ArchiverError, NetworkError
 from audit_archiver.formats import job as jobs_format
 from audit_archiver.holder.notes import MAX_BATCH_ROWS
 from audit_archiver.objectstore.client import Store
-from audit_archiver.postgres import catalog, connect, examine, partitions
-from audit_archiver.preflight import on_database, on_staging, on_store, on_table
+from audit_archiver.postgres import catalog, connect, eligible, examine, partitions
+from audit_archiver.postgres.rows_sql import Window
+from audit_archiver.postgres.transaction import BATCH_BYTES
+from audit_archiver.preflight import on_database, on_run, on_staging, on_store, on_table
 from audit_archiver.preflight.check import Check, failure
 from audit_archiver.preflight.findings import FAIL, WARN, Finding
 
-ALL: list[Check] = [*on_database.CHECKS, *on_table.CHECKS, *on_staging.CHECKS, *on_store.CHECKS]
+ALL: list[Check] = [*on_database.CHECKS, *on_table.CHECKS, *on_run.CHECKS, *on_staging.CHECKS, *on_store.CHECKS]
 CONNECTION, SHAPE, BUCKET = "connection.session", "table.shape", "s3.bucket"
 
 
@@ -28,7 +31,7 @@ def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]
                staging: Optional[Path] = None) -> list[Finding]:
     """Everything that can be known before a run. One database that cannot be reached does not hide the next."""
     found = [Finding("configuration", WARN, text) for text in config.warnings]
-    batch_bytes = 0
+    amount = on_run.Amount()
     for database, tables in wanted:
         try:
             connection = connect.connect(database, purpose="check")
@@ -36,56 +39,74 @@ def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]
             found.append(failure(CONNECTION, error, database=database.name, at=database.at))
             continue
         try:
-            found += of_database(connection, database, tables, thorough=True)
-            batch_bytes = max(batch_bytes, *(_batch_bytes(connection, table) for table in partitions.leaves(connection, tables)), 0)
+            looked = of_database(connection, database, tables, thorough=True, force=False)
+            found += looked
+            refused = {(each.schema, each.table) for each in looked if each.status == FAIL}
+            for table in partitions.leaves(connection, tables) if not connection.closed else ():
+                if (table.schema, table.name) not in refused:
+                    amount += _amount(connection, table)
         finally:
             connection.close()
+    found += [finding for check in on_run.CHECKS for finding in check.run(amount)]
     if staging is not None:
-        look = on_staging.Look(staging, batch_bytes)
+        look = on_staging.Look(staging, amount.batch_bytes)
         found += [finding for check in on_staging.CHECKS for finding in check.run(look)]
     return found + (of_store(store) if store is not None else [])
 
 
-def _batch_bytes(connection: connect.Connection, table: Table) -> int:
-    """What the largest batch of a table may take, as its rows lie on disk; 0 for a table that is refused anyway."""
+def _amount(connection: connect.Connection, table: Table) -> on_run.Amount:
+    """What there is to do in a table, by what the server remembers of it; nothing if it cannot be asked."""
     try:
         shape = catalog.shape(connection, table.schema, table.name, table.key, table.timestamp, table.at)
-        return int(examine.bytes_per_row(connection, shape) * max(table.batch_size, MAX_BATCH_ROWS))
+        width = examine.bytes_per_row(connection, shape)
+        cutoff = eligible.cutoff(connection, table.retention_days + table.safety_buffer_days)
+        rows = eligible.estimate(connection, shape, Window(cutoff))
     except ArchiverError:
-        return 0
+        return on_run.Amount()
+    most = BATCH_BYTES if shape.toasted else sys.maxsize
+    batch_rows = max(1, int(min(table.batch_size, most / width))) if width else table.batch_size
+    return on_run.amount(rows, width, batch_rows, int(min(most, width * max(table.batch_size, MAX_BATCH_ROWS))), table.sleep_s)
 
 
 def of_database(connection: connect.Connection, database: Database, tables: Sequence[Table], *,
-                thorough: bool = False) -> list[Finding]:
-    """The findings about a database and its tables, on an open session; without `thorough` no check reads a whole table."""
+                thorough: bool = False, force: bool = True) -> list[Finding]:
+    """The findings about a database and its tables, on an open session; without `thorough` those of a run only.
+
+    `force` is a person's will to archive a large table without an index all the same.
+    """
     where: dict[str, Any] = {"database": database.name, "at": database.at}
     try:
         server = examine.server(connection)
     except ArchiverError as error:
         return [failure(CONNECTION, error, **where)]
-    look = on_database.Look(connection, database, server)
-    found = [finding for check in on_database.CHECKS for finding in check.run(look, **where)]
+    try:
+        physical = partitions.leaves(connection, tables)
+    except ArchiverError as error:
+        return [failure(CONNECTION, error, **where)]
+    look = on_database.Look(connection, database, server, physical)
+    found = [finding for check in on_database.CHECKS if thorough or not check.thorough for finding in check.run(look, **where)]
     if server.standby:
         return found
-    for table in partitions.leaves(connection, tables):
-        found += _of_table(connection, database, table, server, thorough)
+    for table in physical:
+        found += _of_table(connection, database, table, server, thorough, force)
         if connection.closed:
             break
     return found
 
 
-def _of_table(connection: connect.Connection, database: Database, table: Table, server: examine.Server, thorough: bool) -> list[Finding]:
+def _of_table(connection: connect.Connection, database: Database, table: Table, server: examine.Server, thorough: bool,
+              force: bool) -> list[Finding]:
     where = {"database": database.name, "schema": table.schema, "table": table.name, "at": table.at}
     try:
         shape = catalog.shape(connection, table.schema, table.name, table.key, table.timestamp, table.at)
     except ArchiverError as error:
         return [failure(SHAPE, error, **where)]
-    look = on_table.Look(connection, database, table, shape, server)
+    look = on_table.Look(connection, database, table, shape, server, force)
     found: list[Finding] = []
     for check in on_table.CHECKS:
         if thorough or not check.thorough:
             found += check.run(look, **where)
-        if check.id == "table.rights" and found[-1].status == FAIL:
+        if check.id in on_table.DOORS and found and found[-1].status == FAIL:
             break  # what follows reads the table
     return found
 
@@ -93,7 +114,7 @@ def _of_table(connection: connect.Connection, database: Database, table: Table, 
 def of_store(store: Store) -> list[Finding]:
     """The findings about the bucket; it writes, reads and removes a small object under the prefix."""
     try:
-        look = on_store.Look(store.check_bucket())
+        look = on_store.Look(store.check_bucket(), store.bucket)
     except ArchiverError as error:
         return [failure(BUCKET, error)]
     return [finding for check in on_store.CHECKS for finding in check.run(look)]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Iterator, Union
+from typing import Iterator, Sequence, Union
 
 from audit_archiver import exits
-from audit_archiver.config.model import Database
-from audit_archiver.postgres import catalog, connect, examine
+from audit_archiver.config.model import Database, Table
+from audit_archiver.postgres import catalog, connect, eligible, examine
+from audit_archiver.postgres.quoting import literal
 from audit_archiver.preflight.check import Check, Good, Said, declare
 from audit_archiver.preflight.findings import FAIL, WARN
 
-OLDEST = 110000
+OLDEST, NEWEST = 11, 18  # the releases that the tests run on
+SKEW_S = 300  # REQ-TIME-002
 Answers = Iterator[Union[Said, Good]]
 
 CHECKS: list[Check] = []
@@ -21,31 +23,42 @@ check = functools.partial(declare, CHECKS)
 
 @dataclass(frozen=True)
 class Look:
-    """One database to look at: an open session and what the server says of itself."""
+    """One database to look at: an open session, what the server says of itself, and the physical tables that are meant."""
 
     connection: connect.Connection
     database: Database
     server: examine.Server
+    tables: Sequence[Table] = ()
 
 
 @check("connection.session", FAIL, "where we are connected, as whom, and whether directly",
        "name the server itself as host: locks belong to a session, and a pooler changes sessions")
 def session(look: Look) -> Answers:
-    """REQ-VAL-001. A pooler makes up process ids, and the lock that a run holds could not be recognized as its own."""
+    """REQ-VAL-001, REQ-DB-009. A pooler makes up process ids, and the lock that a run holds could not be recognized as its own."""
     database, server = look.database, look.server
     local = not database.host or database.host.startswith("/")
     where = "local socket" if local else f"{database.host}:{database.port}"
-    if examine.pooled(look.connection, server):
+    pooled = examine.pooled(look.connection, server)
+    if pooled:
         yield Said("a connection pooler sits between this host and the server")
-    tls = server.tls or ("" if local else "no TLS")
-    yield Good(", ".join(part for part in (f"{where} as {server.user}", tls, f"PostgreSQL {catalog.version(server.version)}") if part))
+    tls = (server.tls or ("" if local else "no TLS")).replace("TLSv", "TLS ")
+    known = (f"{where} as {server.user}", tls, f"PostgreSQL {catalog.version(server.version)}", "" if pooled else "no pooler")
+    yield Good(", ".join(part for part in known if part))
 
 
 @check("server.version", FAIL, "PostgreSQL 11 or newer", "upgrade the server")
 def version(look: Look) -> Answers:
-    """REQ-VAL-008."""
-    if look.server.version < OLDEST:
-        yield Said(f"PostgreSQL {catalog.version(look.server.version)} is older than 11")
+    """REQ-VAL-008, REQ-PG-008."""
+    if look.server.version // 10000 < OLDEST:
+        yield Said(f"PostgreSQL {catalog.version(look.server.version)} is older than {OLDEST}")
+
+
+@check("server.tested", WARN, "PostgreSQL no newer than 18, the newest that this program is tested with",
+       "look for a newer audit archiver, or try it on a copy first")
+def tested(look: Look) -> Answers:
+    """REQ-PG-007, REQ-PG-008."""
+    if look.server.version // 10000 > NEWEST:
+        yield Said(f"PostgreSQL {catalog.version(look.server.version)} is newer than {NEWEST}, the newest that was tested")
 
 
 @check("server.primary", FAIL, "the server can be written to", "name the primary as host")
@@ -85,6 +98,44 @@ def synchronous_commit(look: Look) -> Answers:
         yield Said(f"synchronous_commit stays '{look.server.synchronous_commit}' in our sessions")
 
 
+@check("server.clock", WARN, "the server's clock and ours agree within 5 minutes", "set both clocks (NTP); cutoffs follow the server's",
+       thorough=True)
+def clock(look: Look) -> Answers:
+    """REQ-TIME-002. A run's plan says the same."""
+    skew = eligible.skew_s(look.connection)
+    if abs(skew) > SKEW_S:
+        yield Said(f"the server's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this host's")
+
+
+@check("server.slots", WARN, "which logical replication slots will carry the deletes",
+       "see that its reader may lose the archived rows, and keeps up")
+def slots(look: Look) -> Answers:
+    """A slot that nobody reads makes the server keep the WAL of every delete until its disk is full."""
+    for slot in examine.slots(look.connection):
+        if slot.active:
+            yield Said(f"the replication slot '{slot.name}' will carry every delete")
+        else:
+            yield Said(f"nobody reads from the replication slot '{slot.name}': the server keeps the WAL of every delete for it",
+                       f"start its reader, or SELECT pg_drop_replication_slot({literal(slot.name)})")
+
+
+@check("tables.circle", WARN, "no tables keep each other's rows by foreign keys in a circle",
+       "rows that reference each other stay for ever: set one of the columns to NULL in old rows, or drop one of the keys")
+def circle(look: Look) -> Answers:
+    """REQ-VAL-009."""
+    names = [table.label for table in look.tables]
+    keeps: dict[str, list[str]] = {}
+    for child, parent in examine.kept_by(look.connection) if len(names) > 1 else ():
+        if child in names and parent in names:
+            keeps.setdefault(child, []).append(parent)
+    told: set[str] = set()
+    for name in names:
+        found = [] if name in told else _way_back(name, keeps)
+        told.update(found)
+        if found:
+            yield Said(f"{' -> '.join([*found, name])} reference each other in a circle")
+
+
 @check("role.temporary", FAIL, "the role may make temporary tables", code=exits.PERMISSION)
 def temporary(look: Look) -> Answers:
     """The keys of a batch stand in a temporary table."""
@@ -99,3 +150,18 @@ def identity(look: Look) -> Answers:
     if not look.server.may_identify:
         yield Said(f"role '{look.server.user}' may not ask for the server's identity",
                    f'GRANT EXECUTE ON FUNCTION pg_control_system(), pg_control_checkpoint() TO "{look.server.user}"')
+
+
+def _way_back(start: str, keeps: dict[str, list[str]]) -> list[str]:
+    """The tables of a shortest way from `start` along foreign keys back to it; empty if there is none."""
+    ways = [[start]]
+    seen: set[str] = set()
+    while ways:
+        way = ways.pop(0)
+        for parent in keeps.get(way[-1], ()):
+            if parent == start:
+                return way
+            if parent not in seen:
+                seen.add(parent)
+                ways.append([*way, parent])
+    return []

@@ -45,7 +45,7 @@ def directory(look: Look) -> Answers:
 @check("staging.space", FAIL, "there is room for two of the largest batches", "make room, choose another staging_dir, or lower batch_size",
        code=exits.RESOURCE)
 def space(look: Look) -> Answers:
-    """REQ-VAL-007. A batch is compressed there, so this asks for more than it should need."""
+    """REQ-VAL-007, REQ-RES-006. A batch is compressed there, so this asks for more than it should need."""
     free = shutil.disk_usage(look.existing).free
     if free < BATCHES * look.batch_bytes:
         yield Said(f"'{look.path}' has {free / MB:.0f} MB free; two batches may take {BATCHES * look.batch_bytes / MB:.0f} MB")

@@ -8,7 +8,7 @@ from typing import Iterator, Union
 
 from audit_archiver.objectstore.client import BucketCheck
 from audit_archiver.preflight.check import Check, Good, Said, declare
-from audit_archiver.preflight.findings import FAIL, OK, WARN
+from audit_archiver.preflight.findings import FAIL, WARN
 
 SKEW_S = 60
 Answers = Iterator[Union[Said, Good]]
@@ -22,11 +22,12 @@ class Look:
     """The bucket after it was used: what Store.check_bucket found."""
 
     found: BucketCheck
+    bucket: str
 
 
 @check("s3.bucket", FAIL, "the bucket is there, and put, get, list and delete work under the prefix")
 def bucket(look: Look) -> Answers:
-    """REQ-VAL-003, REQ-VAL-010; every error of Store.check_bucket is a failure of this check."""
+    """REQ-VAL-003, REQ-VAL-010, REQ-S3-003, REQ-S3-006; every error of Store.check_bucket is a failure of this check."""
     yield Good("put, get, delete, list")
 
 
@@ -49,8 +50,11 @@ def clock(look: Look) -> Answers:
     yield Said(f"the store's clock is {skew:.0f} s off") if skew > SKEW_S else Good(f"clock {skew:.1f} s off")
 
 
-@check("s3.versions", OK, "whether the bucket keeps versions")
+@check("s3.versions", WARN, "the bucket keeps versions, where the store has any")
 def versions(look: Look) -> Answers:
-    """Only said: nothing here overwrites or deletes what is archived."""
+    """REQ-S3-005. Nothing here overwrites or deletes what is archived, but somebody else might."""
     if look.found.versioned:
         yield Good("versioned")
+    elif look.found.versioned is not None:
+        yield Said("the bucket keeps no versions, or the store has none: what anybody deletes there is gone",
+                   f"aws s3api put-bucket-versioning --bucket {look.bucket} --versioning-configuration Status=Enabled")

@@ -10,12 +10,16 @@ from audit_archiver import exits
 from audit_archiver.config.model import Database, Table
 from audit_archiver.postgres import catalog, connect, examine
 from audit_archiver.postgres.quoting import ident
+from audit_archiver.postgres.transaction import BATCH_BYTES
 from audit_archiver.preflight.check import Check, Good, Said, declare
 from audit_archiver.preflight.findings import FAIL, WARN
 
 Answers = Iterator[Union[Said, Good]]
-GB = 1e9
+GB, MB = 1e9, 1e6
 SMALL_BYTES = 16 << 20  # a table that is read in a moment needs no index
+LARGE_BYTES = 1 << 30  # one that would be read for every batch must have one
+BUSY_SESSIONS = 10
+DOORS = ("table.rights", "table.locks")  # where one of these fails the table cannot be read
 
 CHECKS: list[Check] = []
 check = functools.partial(declare, CHECKS)
@@ -30,11 +34,12 @@ class Look:
     table: Table
     shape: catalog.Shape
     server: examine.Server
+    force: bool = False
 
 
 @check("table.shape", FAIL, "a plain table with a unique key, a time column and types that come back exactly")
 def shape(look: Look) -> Answers:
-    """REQ-VAL-005; every refusal of catalog.shape is a failure of this check."""
+    """REQ-VAL-005, REQ-TBL-003, 004, 006; every refusal of catalog.shape is a failure of this check."""
     yield Good(f"key {', '.join(look.shape.key)}; {look.shape.timestamp} {look.shape.timestamp_type}")
 
 
@@ -112,9 +117,24 @@ def published(look: Look) -> Answers:
                        remedy="publish without deletes if they shall keep them")
 
 
-@check("table.index", WARN, "an index finds the oldest rows")
+@check("table.locks", WARN, "nobody else has the table locked, and it is not heavily used", thorough=True)
+def locks(look: Look) -> Answers:
+    """REQ-VAL-011. A run waits for such a lock in every batch, and says so itself."""
+    found = examine.locks(look.connection, look.shape)
+    for lock in found:
+        if lock.blocks and not lock.shuts:
+            yield Said(f"{lock.mode} is held by {lock.who}", f"a batch waits {look.database.lock_timeout_s:g} s for it: archive when it is over")
+    sessions = len({lock.who for lock in found})
+    if sessions >= BUSY_SESSIONS:
+        yield Said(f"{sessions} sessions use it now", "archive at a quieter time, or write 'locking: {mode: late}'")
+    for lock in found:
+        if lock.shuts:
+            yield Said(f"{lock.mode} is held by {lock.who}, so it cannot even be read", "look again when it is over", exits.FAILED, FAIL)
+
+
+@check("table.index", FAIL, "an index finds the oldest rows; a warning below 1 GB")
 def index(look: Look) -> Answers:
-    """Without one every batch reads the whole table (postgres.md, section 3)."""
+    """REQ-TBL-007, 008. Without one every batch reads the whole table (postgres.md, section 3)."""
     name = examine.timestamp_index(look.connection, look.shape)
     if name is not None:
         yield Good(f"index {name}")
@@ -123,14 +143,34 @@ def index(look: Look) -> Answers:
     if size < SMALL_BYTES:
         return
     columns = ", ".join(ident(column) for column in dict.fromkeys([look.shape.timestamp, *look.shape.key]))
-    yield Said(f"no index starts with {look.shape.timestamp}: each batch reads {size / GB:.3g} GB",
-               f"CREATE INDEX CONCURRENTLY ON {look.shape.qualified} ({columns})")
+    remedy = f"CREATE INDEX CONCURRENTLY ON {look.shape.qualified} ({columns})"
+    yield Said(f"no index starts with {look.shape.timestamp}: each batch reads {size / GB:.3g} GB", remedy,
+               status=WARN if look.force or size < LARGE_BYTES else None)
+
+
+@check("table.width", WARN, "batches as large as asked for fit into one", thorough=True)
+def width(look: Look) -> Answers:
+    """REQ-TYPE-012 as ruled: rows come whole, so wide ones cost memory; batches of them are cut short."""
+    size = examine.bytes_per_row(look.connection, look.shape)
+    if look.shape.toasted and size * look.table.batch_size > BATCH_BYTES:
+        yield Said(f"rows take {size / 1000:,.0f} kB each, so batches end at {BATCH_BYTES / MB:.0f} MB and not at {look.table.batch_size:,} rows",
+                   f"write 'batch_size: {max(1, int(BATCH_BYTES / size))}'; rows over max_row_mb stay in the table")
+
+
+@check("table.dst", WARN, "times without a zone are not those of a clock that changes", thorough=True)
+def dst(look: Look) -> Answers:
+    """REQ-TIME-006. A timestamp without time zone is taken as UTC; where clocks change, an hour a year is there twice."""
+    zone = examine.changing_clock(look.connection) if look.shape.timestamp_type == "timestamp" else None
+    if zone is not None:
+        yield Said(f"{look.shape.timestamp} has no time zone and is taken as UTC, but the database's zone is {zone}, whose clock changes",
+                   "make it timestamptz, or see that its writers use UTC and that safety_buffer_days "
+                   f"({look.table.safety_buffer_days}) covers the difference")
 
 
 @check("table.timestamps", WARN, "some row has a timestamp", "rows without one are never archived; fill the column, or name another",
        thorough=True)
 def timestamps(look: Look) -> Answers:
-    """REQ-VAL-004."""
+    """REQ-VAL-004, REQ-TBL-005."""
     if not examine.has_timestamps(look.connection, look.shape):
         yield Said(f"every row has a NULL in {look.shape.timestamp}")
 

@@ -1,0 +1,53 @@
+"""Checks of a run as a whole: how much there is to do, and how long that may take."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Iterator, Union
+
+from audit_archiver.preflight.check import Check, Good, Said, declare
+from audit_archiver.preflight.findings import WARN
+
+MAX_S = 8 * 3600
+ROWS_PER_S, BYTES_PER_S = 10_000, 10e6  # what two slow cores and a slow line do
+Answers = Iterator[Union[Said, Good]]
+
+CHECKS: list[Check] = []
+check = functools.partial(declare, CHECKS)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What the planner thinks there is to archive; `batch_bytes` of the largest batch that may come."""
+
+    rows: int = 0
+    batches: int = 0
+    work_s: float = 0
+    sleep_s: float = 0
+    batch_bytes: int = 0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.rows + other.rows, self.batches + other.batches, self.work_s + other.work_s, self.sleep_s + other.sleep_s,
+                      max(self.batch_bytes, other.batch_bytes))
+
+
+def amount(rows: int, row_bytes: float, batch_rows: int, batch_bytes: int, sleep_s: float) -> Amount:
+    """The amount of one table."""
+    batches = math.ceil(rows / batch_rows)
+    return Amount(rows, batches, max(rows / ROWS_PER_S, rows * row_bytes / BYTES_PER_S), max(0, batches - 1) * sleep_s, batch_bytes)
+
+
+@check("run.duration", WARN, "a run ends within 8 hours",
+       "raise batch_size, lower sleep_between_batches, or begin with --limit", thorough=True)
+def duration(look: Amount) -> Answers:
+    """REQ-VAL-012, REQ-RES-017. By the planner's estimate and a cautious rate; no table is read for it."""
+    seconds = look.work_s + look.sleep_s
+    text = f"about {look.rows:,} rows in {look.batches:,} batches: {_clock(seconds)}, of which {_clock(look.sleep_s)} asleep between batches"
+    yield Said(text) if seconds > MAX_S else Good(text)
+
+
+def _clock(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02} h"
