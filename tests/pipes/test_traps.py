@@ -213,3 +213,33 @@ def test_s3_rows_that_reference_each_other_go_in_order_and_referenced_ones_stay(
     assert db.scalar("SELECT count(*) FROM node c WHERE parent IS NOT NULL AND NOT EXISTS (SELECT FROM node p WHERE p.id = c.parent)") == 0
     for name, digest in before.items():
         runs.whole(f"public.{name}", digest)
+
+
+QUICK = {"retry_base_s": 0.01, "retry_max_s": 0.05}
+TOO_SLOW = """
+CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF (SELECT count(*) FROM gone) > {rows} THEN RAISE EXCEPTION USING ERRCODE = 'query_canceled', MESSAGE = 'statement timeout'; END IF;
+  RETURN NULL; END $$;
+CREATE TRIGGER slow AFTER DELETE ON public.audit_logs REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE PROCEDURE public.slow();
+"""
+
+
+@pytest.mark.req("T36")
+def test_deletes_that_run_into_a_timeout_make_the_batches_smaller_until_they_fit(db: Any, driven: Callable[..., Driven]) -> None:
+    before = logs(db, old=60, young=5)
+    db.execute(TOO_SLOW.format(rows=20))
+    runs = driven(s3=QUICK)
+    result = runs.run()
+    assert result.rc == 0 and "again with batches of" in result.err, result.err
+    assert max(runs.sizes()) <= 20 and runs.whole("public.audit_logs", before) == 60
+
+
+@pytest.mark.req("T36")
+def test_a_timeout_that_no_batch_fits_into_is_an_error_and_no_silence(db: Any, driven: Callable[..., Driven]) -> None:
+    before = logs(db, old=2, young=5)
+    db.execute(TOO_SLOW.format(rows=0))
+    runs = driven(s3=QUICK)
+    result = runs.run()
+    assert result.rc == exits.SOME_FAILED and "row.left.failed" in result.err, result.err
+    assert summary(result)["databases"][0]["tables"][0]["left"]["failing"] == 2
+    assert (runs.sizes(), tables.digest(db.connection, "public.audit_logs")) == ([], before)
