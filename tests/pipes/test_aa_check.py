@@ -210,3 +210,15 @@ def test_every_one_of_many_faults_at_once_is_named_with_its_remedy(ruined: TestD
     for (_, table), (status, text, remedy) in PLANTED.items():
         told = [line for line in lines if line.startswith(status) and text in line and remedy in line]
         assert told and all(f"public.{table} " in line for line in told[:1] if table), (text, remedy)
+
+
+@pytest.mark.req("REQ-RES-016")
+def test_what_aa_check_fails_a_run_refuses_and_the_rest_is_archived(logs: TestDatabase, bucket: Bucket, config_file: ConfigFile) -> None:
+    logs.execute("ALTER TABLE events ADD PRIMARY KEY (id); INSERT INTO events VALUES (1, '2024-01-01')")
+    os.truncate(logs.cluster.data / logs.admin("SELECT pg_relation_filepath('audit_logs'::regclass)")[0][0], 4 << 20)
+    path = config_file(logs, bucket, [AUDIT_LOGS, {**AUDIT_LOGS, "name": "events"}], resources={"max_table_tb": 0.000002})
+    found = [(each["check"], each["table"]) for each in report(check(path))["findings"] if each["status"] == "fail"]
+    assert found == [("table.size", "audit_logs")]
+    result = run_forked("aa-archive", ["-c", path, "--force"])
+    assert result.rc == 1 and "more than max_table_tb" in result.err
+    assert (logs.scalar("SELECT count(*) FROM audit_logs"), logs.scalar("SELECT count(*) FROM events")) == (50, 0)

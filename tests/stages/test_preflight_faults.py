@@ -96,6 +96,15 @@ def grow(db: TestDatabase, table: str, size: int) -> None:
     os.truncate(path, size)
 
 
+@pytest.mark.req("REQ-RES-016")
+def test_a_table_that_is_larger_than_max_table_tb_is_refused(logs: TestDatabase) -> None:
+    grow(logs, "audit_logs", 2 << 20)
+    assert not bad(look(database(logs, max_table_tb=3e-6)))
+    failed = only(look(database(logs, max_table_tb=2e-6), thorough=False), "table.size", FAIL)  # a run looks too
+    assert re.match(r"it takes 2\.\d+e-06 TB, more than max_table_tb \(2e-06\)", failed.text) and failed.code == 3
+    assert "raise resources.max_table_tb" in (failed.remedy or "")
+
+
 @pytest.mark.req("REQ-TYPE-012")
 def test_rows_too_wide_for_a_full_batch_are_warned_of_with_a_batch_size_that_fits(logs: TestDatabase) -> None:
     logs.execute("CREATE TABLE wide (id bigint PRIMARY KEY, created_at timestamptz NOT NULL, body text)")
@@ -227,6 +236,8 @@ def test_the_time_a_run_may_take_is_estimated_and_more_than_eight_hours_are_warn
     warned = duration()
     assert warned.status == WARN and re.match(r"about 1,2\d\d rows in 6\d\d batches: 1\d:\d\d h", warned.text)
     assert "batch_size" in (warned.remedy or "")
+    settings = dataclasses.replace(settings, resources=dataclasses.replace(settings.resources, max_run_hours=20))
+    assert duration().status == OK
 
 
 @pytest.mark.req("REQ-DB-009", "REQ-VAL-001")

@@ -55,6 +55,7 @@ class Database:
     lock_timeout_s: float = 10
     transaction_timeout_s: float = 1800
     fsync_off: str = "refuse"
+    max_table_tb: float = 5
     tables: tuple[Table, ...] = ()
     at: Optional[str] = None
 
@@ -115,6 +116,7 @@ class Resources:
     max_row_mb: float = 256
     max_memory_mb: float = 500
     max_connections_per_db: int = 5
+    max_run_hours: float = 8
 
     @property
     def max_row_bytes(self) -> int:

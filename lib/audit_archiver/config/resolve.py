@@ -68,7 +68,8 @@ def _resources(tree: Tree) -> Resources:
                       f"which fits 'max_memory_mb' {memory}")
         row = min(row, fits)
     return Resources(max_row_mb=row, max_memory_mb=memory or BASE_MB + COPIES_OF_A_ROW * row,
-                     max_connections_per_db=int(_value(tree, ("resources", "max_connections_per_db"))))
+                     max_connections_per_db=int(_value(tree, ("resources", "max_connections_per_db"))),
+                     max_run_hours=_value(tree, ("resources", "max_run_hours")))
 
 
 def _compliance(tree: Tree) -> Compliance:
@@ -132,7 +133,7 @@ def _database(tree: Tree, path: KeyPath, env: Mapping[str, str]) -> Database:
         read_replica=values.get("read_replica"),
         lock_timeout_s=_inherited(tree, path, "lock_timeout"),
         transaction_timeout_s=_inherited(tree, path, "transaction_timeout"),
-        fsync_off=values.get("fsync_off") or default(("database", "fsync_off")),
+        fsync_off=values.get("fsync_off") or default(("database", "fsync_off")), max_table_tb=_value(tree, ("resources", "max_table_tb")),
         tables=tables, at=str(tree.place(path)))
 
 

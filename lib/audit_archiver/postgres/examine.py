@@ -186,6 +186,11 @@ def heap_bytes(connection: connect.Connection, shape: Shape) -> int:
     return connect.scalar(connection, "SELECT pg_relation_size(%s::oid)", (shape.oid,))
 
 
+def table_bytes(connection: connect.Connection, shape: Shape) -> int:
+    """What a table takes with its TOAST and without its indexes."""
+    return connect.scalar(connection, "SELECT pg_table_size(%s::oid)", (shape.oid,))
+
+
 def bytes_per_row(connection: connect.Connection, shape: Shape) -> float:
     """The mean width of a row as it is stored, TOAST included, as far as the last vacuum or analyze knows; 0 if nobody knows."""
     return connect.scalar(connection, _WIDTH_SQL, (shape.oid,))

@@ -47,7 +47,8 @@ def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]
                     amount += _amount(connection, table)
         finally:
             connection.close()
-    found += [finding for check in on_run.CHECKS for finding in check.run(amount)]
+    run = on_run.Look(amount, config.resources.max_run_hours)
+    found += [finding for check in on_run.CHECKS for finding in check.run(run)]
     if staging is not None:
         look = on_staging.Look(staging, amount.batch_bytes)
         found += [finding for check in on_staging.CHECKS for finding in check.run(look)]

@@ -124,9 +124,9 @@ def slots(look: Look) -> Answers:
 def circle(look: Look) -> Answers:
     """REQ-VAL-009."""
     names = [table.label for table in look.tables]
-    keeps: dict[str, list[str]] = {}
+    meant, keeps = set(names), {}  # type: set[str], dict[str, list[str]]
     for child, parent in examine.kept_by(look.connection) if len(names) > 1 else ():
-        if child in names and parent in names:
+        if child in meant and parent in meant:
             keeps.setdefault(child, []).append(parent)
     told: set[str] = set()
     for name in names:

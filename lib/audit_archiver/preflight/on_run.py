@@ -10,7 +10,6 @@ from typing import Iterator, Union
 from audit_archiver.preflight.check import Check, Good, Said, declare
 from audit_archiver.preflight.findings import WARN
 
-MAX_S = 8 * 3600
 ROWS_PER_S, BYTES_PER_S = 10_000, 10e6  # what two slow cores and a slow line do
 Answers = Iterator[Union[Said, Good]]
 
@@ -33,19 +32,27 @@ class Amount:
                       max(self.batch_bytes, other.batch_bytes))
 
 
+@dataclass(frozen=True)
+class Look:
+    """A run that is to come: how much it has to do, and how long it may take."""
+
+    amount: Amount
+    max_hours: float
+
+
 def amount(rows: int, row_bytes: float, batch_rows: int, batch_bytes: int, sleep_s: float) -> Amount:
     """The amount of one table."""
     batches = math.ceil(rows / batch_rows)
     return Amount(rows, batches, max(rows / ROWS_PER_S, rows * row_bytes / BYTES_PER_S), max(0, batches - 1) * sleep_s, batch_bytes)
 
 
-@check("run.duration", WARN, "a run ends within 8 hours",
+@check("run.duration", WARN, "a run ends within max_run_hours",
        "raise batch_size, lower sleep_between_batches, or begin with --limit", thorough=True)
-def duration(look: Amount) -> Answers:
+def duration(look: Look) -> Answers:
     """REQ-VAL-012, REQ-RES-017. By the planner's estimate and a cautious rate; no table is read for it."""
-    seconds = look.work_s + look.sleep_s
-    text = f"about {look.rows:,} rows in {look.batches:,} batches: {_clock(seconds)}, of which {_clock(look.sleep_s)} asleep between batches"
-    yield Said(text) if seconds > MAX_S else Good(text)
+    due, seconds = look.amount, look.amount.work_s + look.amount.sleep_s
+    text = f"about {due.rows:,} rows in {due.batches:,} batches: {_clock(seconds)}, of which {_clock(due.sleep_s)} asleep between batches"
+    yield Said(text) if seconds > look.max_hours * 3600 else Good(text)
 
 
 def _clock(seconds: float) -> str:

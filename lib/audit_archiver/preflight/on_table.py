@@ -15,7 +15,7 @@ from audit_archiver.preflight.check import Check, Good, Said, declare
 from audit_archiver.preflight.findings import FAIL, WARN
 
 Answers = Iterator[Union[Said, Good]]
-GB, MB = 1e9, 1e6
+TB, GB, MB = 1e12, 1e9, 1e6
 SMALL_BYTES = 16 << 20  # a table that is read in a moment needs no index
 LARGE_BYTES = 1 << 30  # one that would be read for every batch must have one
 BUSY_SESSIONS = 10
@@ -139,22 +139,31 @@ def index(look: Look) -> Answers:
     if name is not None:
         yield Good(f"index {name}")
         return
-    size = examine.heap_bytes(look.connection, look.shape)
-    if size < SMALL_BYTES:
+    heap = examine.heap_bytes(look.connection, look.shape)
+    if heap < SMALL_BYTES:
         return
     columns = ", ".join(ident(column) for column in dict.fromkeys([look.shape.timestamp, *look.shape.key]))
     remedy = f"CREATE INDEX CONCURRENTLY ON {look.shape.qualified} ({columns})"
-    yield Said(f"no index starts with {look.shape.timestamp}: each batch reads {size / GB:.3g} GB", remedy,
-               status=WARN if look.force or size < LARGE_BYTES else None)
+    yield Said(f"no index starts with {look.shape.timestamp}: each batch reads {heap / GB:.3g} GB", remedy,
+               status=WARN if look.force or heap < LARGE_BYTES else None)
+
+
+@check("table.size", FAIL, "the table is no larger than max_table_tb",
+       "raise resources.max_table_tb, or partition the table")
+def size(look: Look) -> Answers:
+    """REQ-RES-016."""
+    found = examine.table_bytes(look.connection, look.shape) / TB
+    if found > look.database.max_table_tb:
+        yield Said(f"it takes {found:.3g} TB, more than max_table_tb ({look.database.max_table_tb:g})")
 
 
 @check("table.width", WARN, "batches as large as asked for fit into one", thorough=True)
 def width(look: Look) -> Answers:
     """REQ-TYPE-012 as ruled: rows come whole, so wide ones cost memory; batches of them are cut short."""
-    size = examine.bytes_per_row(look.connection, look.shape)
-    if look.shape.toasted and size * look.table.batch_size > BATCH_BYTES:
-        yield Said(f"rows take {size / 1000:,.0f} kB each, so batches end at {BATCH_BYTES / MB:.0f} MB and not at {look.table.batch_size:,} rows",
-                   f"write 'batch_size: {max(1, int(BATCH_BYTES / size))}'; rows over max_row_mb stay in the table")
+    row = examine.bytes_per_row(look.connection, look.shape)
+    if look.shape.toasted and row * look.table.batch_size > BATCH_BYTES:
+        yield Said(f"rows take {row / 1000:,.0f} kB each, so batches end at {BATCH_BYTES / MB:.0f} MB and not at {look.table.batch_size:,} rows",
+                   f"write 'batch_size: {max(1, int(BATCH_BYTES / row))}'; rows over max_row_mb stay in the table")
 
 
 @check("table.dst", WARN, "times without a zone are not those of a clock that changes", thorough=True)
