@@ -31,7 +31,7 @@ def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]
                staging: Optional[Path] = None) -> list[Finding]:
     """Everything that can be known before a run. One database that cannot be reached does not hide the next."""
     found = [Finding("configuration", WARN, text) for text in config.warnings]
-    amount = on_run.Amount()
+    amounts: list[on_run.Amount] = []
     for database, tables in wanted:
         try:
             connection = connect.connect(database, purpose="check")
@@ -39,14 +39,10 @@ def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]
             found.append(failure(CONNECTION, error, database=database.name, at=database.at))
             continue
         try:
-            looked = of_database(connection, database, tables, thorough=True, force=False)
-            found += looked
-            refused = {(each.schema, each.table) for each in looked if each.status == FAIL}
-            for table in partitions.leaves(connection, tables) if not connection.closed else ():
-                if (table.schema, table.name) not in refused:
-                    amount += _amount(connection, table)
+            found += of_database(connection, database, tables, thorough=True, force=False, amounts=amounts)
         finally:
             connection.close()
+    amount = sum(amounts, on_run.Amount())
     run = on_run.Look(amount, config.resources.max_run_hours)
     found += [finding for check in on_run.CHECKS for finding in check.run(run)]
     if staging is not None:
@@ -55,10 +51,9 @@ def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]
     return found + (of_store(store) if store is not None else [])
 
 
-def _amount(connection: connect.Connection, table: Table) -> on_run.Amount:
+def _amount(connection: connect.Connection, table: Table, shape: catalog.Shape) -> on_run.Amount:
     """What there is to do in a table, by what the server remembers of it; nothing if it cannot be asked."""
     try:
-        shape = catalog.shape(connection, table.schema, table.name, table.key, table.timestamp, table.at)
         width = examine.bytes_per_row(connection, shape)
         cutoff = eligible.cutoff(connection, table.retention_days + table.safety_buffer_days)
         rows = eligible.estimate(connection, shape, Window(cutoff))
@@ -70,10 +65,11 @@ def _amount(connection: connect.Connection, table: Table) -> on_run.Amount:
 
 
 def of_database(connection: connect.Connection, database: Database, tables: Sequence[Table], *,
-                thorough: bool = False, force: bool = True) -> list[Finding]:
+                thorough: bool = False, force: bool = True, amounts: Optional[list[on_run.Amount]] = None) -> list[Finding]:
     """The findings about a database and its tables, on an open session; without `thorough` those of a run only.
 
-    `force` is a person's will to archive a large table without an index all the same.
+    `force` is a person's will to archive a large table without an index all the same. `amounts` gets what there is
+    to do in each table that nothing is said against.
     """
     where: dict[str, Any] = {"database": database.name, "at": database.at}
     try:
@@ -89,14 +85,14 @@ def of_database(connection: connect.Connection, database: Database, tables: Sequ
     if server.standby:
         return found
     for table in physical:
-        found += _of_table(connection, database, table, server, thorough, force)
+        found += _of_table(connection, database, table, server, thorough, force, amounts)
         if connection.closed:
             break
     return found
 
 
 def _of_table(connection: connect.Connection, database: Database, table: Table, server: examine.Server, thorough: bool,
-              force: bool) -> list[Finding]:
+              force: bool, amounts: Optional[list[on_run.Amount]]) -> list[Finding]:
     where = {"database": database.name, "schema": table.schema, "table": table.name, "at": table.at}
     try:
         shape = catalog.shape(connection, table.schema, table.name, table.key, table.timestamp, table.at)
@@ -105,10 +101,12 @@ def _of_table(connection: connect.Connection, database: Database, table: Table, 
     look = on_table.Look(connection, database, table, shape, server, force)
     found: list[Finding] = []
     for check in on_table.CHECKS:
-        if thorough or not check.thorough:
-            found += check.run(look, **where)
-        if check.id in on_table.DOORS and found and found[-1].status == FAIL:
+        said = check.run(look, **where) if thorough or not check.thorough else []
+        found += said
+        if check.id in on_table.DOORS and said and said[-1].status == FAIL:
             break  # what follows reads the table
+    if amounts is not None and not any(finding.status == FAIL for finding in found):
+        amounts.append(_amount(connection, table, shape))
     return found
 
 
@@ -126,12 +124,13 @@ def refuse(jobs: Sequence[dict[str, Any]], findings: Sequence[Finding]) -> list[
     lost = next((finding for finding in findings if finding.code == NetworkError.code), None)
     if lost is not None:
         raise NetworkError(lost.text, hint=lost.remedy, at=lost.at)
-    return [_refused(job, findings) for job in jobs]
+    failures = [finding for finding in findings if finding.status == FAIL]
+    return [_refused(job, failures) for job in jobs]
 
 
-def _refused(job: dict[str, Any], findings: Sequence[Finding]) -> dict[str, Any]:
+def _refused(job: dict[str, Any], failures: Sequence[Finding]) -> dict[str, Any]:
     names = (None, None), (job["schema"], job["table"])
-    failed = next((finding for finding in findings if finding.status == FAIL and finding.database == job["database"]
+    failed = next((finding for finding in failures if finding.database == job["database"]
                    and (finding.schema, finding.table) in names), None)
     # what the plan says stands, but that it was not permitted to count is better said with the missing grant
     if failed is None or ("refused" in job and failed.check != "table.rights"):

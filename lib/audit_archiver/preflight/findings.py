@@ -42,8 +42,10 @@ def lines(findings: Sequence[Finding]) -> list[str]:
     """One line per subject that is well, one per warning and failure, the subjects in the order they were looked at."""
     several = len({finding.database for finding in findings if finding.database}) > 1
     told: list[tuple[str, str, str]] = []
-    for key in dict.fromkeys(map(_subject, findings)):
-        own = [finding for finding in findings if _subject(finding) == key]
+    subjects: dict[Any, list[Finding]] = {}
+    for finding in findings:
+        subjects.setdefault(_subject(finding), []).append(finding)
+    for own in subjects.values():
         bad = [finding for finding in own if finding.status != OK]
         good = [finding.text for finding in own if finding.status == OK and finding.text]
         if good and not any(finding.status == FAIL for finding in bad):
