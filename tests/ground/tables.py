@@ -91,7 +91,7 @@ def digest(connection: Any, *tables: str, where: Optional[str] = None) -> Digest
     Equal only if the tables hold the same rows equally often: every row is hashed as text with the columns in
     table order, and the sorted hashes are hashed. NULL, '' and JSON null differ in it.
     """
-    parts = " UNION ALL ".join(f"SELECT t::text AS line FROM {table} AS t" + (f" WHERE {where}" if where else "")
+    parts = " UNION ALL ".join(f"SELECT ROW(t.*)::text AS line FROM {table} AS t" + (f" WHERE {where}" if where else "")
                                for table in tables)
     with connection.cursor() as cursor:
         cursor.execute("SELECT set_config(name, value, false) FROM (VALUES ('timezone', 'UTC'), ('datestyle', 'ISO'), "

@@ -47,6 +47,12 @@ FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid JOIN pg_namespace n O
 WHERE c.contype = 'f' AND c.confrelid = %s ORDER BY c.conname, c.oid
 """
 
+# A constant of a type brings the type's own collation along, which then is not the column's; 100 is the default one
+_OTHER_COLLATION_SQL = """
+SELECT a.attname::text FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid = %s AND a.attname = ANY(%s) AND t.typcollation NOT IN (0, 100) AND a.attcollation <> t.typcollation
+"""
+
 # The log that is written now names the timeline; the control file's (c) is the old one until the first checkpoint
 # after a promotion.
 TIMELINE = ("CASE WHEN pg_is_in_recovery() THEN c.timeline_id "
@@ -149,7 +155,8 @@ def shape(connection: connect.Connection, schema: str, name: str, key: tuple[str
     _check_columns(title, columns, key, timestamp, at)
     timestamp_type = _timestamp_type(connection, oid, title, timestamp, at)
     indexes = connect.rows(connection, _INDEXES_SQL, (oid,))
-    _check_key(title, columns, key, indexes, at)
+    collated = [row[0] for row in connect.rows(connection, _OTHER_COLLATION_SQL, (oid, list(key)))]
+    _check_key(title, columns, key, indexes, collated, at)
     rules = [row[0] for row in connect.rows(connection, "SELECT rulename FROM pg_rewrite WHERE ev_class = %s AND ev_type = '4'", (oid,))]
     if rules:
         raise ConfigError(f"table '{title}' has the rule '{rules[0]}' on DELETE, so a delete might not delete", at=at,
@@ -226,8 +233,8 @@ def _timestamp_type(connection: connect.Connection, oid: int, title: str, timest
 
 
 def _check_key(title: str, columns: tuple[table_columns.Column, ...], key: tuple[str, ...],
-               indexes: list[tuple[Any, ...]], at: Optional[str]) -> None:
-    """The key must identify a row for ever: unique now, checked at once, complete, never NULL."""
+               indexes: list[tuple[Any, ...]], collated: list[str], at: Optional[str]) -> None:
+    """The key must identify a row for ever: unique now, checked at once, complete, never NULL, compared one way only."""
     nullable = [column.name for column in columns if column.name in key and column.nullable]
     if nullable:
         raise ConfigError(f"key column '{nullable[0]}' of table '{title}' can be NULL", at=at,
@@ -240,6 +247,9 @@ def _check_key(title: str, columns: tuple[table_columns.Column, ...], key: tuple
     if strange:
         raise ConfigError(f"key column '{strange[0].name}' of table '{title}' has the type {strange[0].type}, which the server's own "
                           "operators do not compare", at=at, hint="name a key of numbers, texts, dates or uuids")
+    if collated:
+        raise ConfigError(f"key column '{collated[0]}' of table '{title}' has another collation than its type", at=at,
+                          hint="name another key, or give the column its type's collation (ALTER TABLE ... ALTER COLUMN ... TYPE ... COLLATE ...)")
     fitting = [index for index in indexes if index[1] and set(index[2]) <= set(key)]
     if not fitting:
         unique = [", ".join(index[2]) for index in indexes if index[1]]

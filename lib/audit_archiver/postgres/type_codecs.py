@@ -160,6 +160,8 @@ class Codecs:
         made = replace(base, sql=kind.sql, image=lambda x: base.image(f"({x})::{base.sql}"))
         if kind.unvalidated:
             made = replace(made, doubt=f"the domain '{kind.sql}' has a constraint that is NOT VALID")
+        if self._types[kind.base].kind == "e":  # the operators of enums take no domain
+            made = replace(made, comparable=False)
         if base.encode not in (_same, _as_text):
             made = replace(made, encode=lambda x: base.encode(f"({x})::{base.sql}"))
         if base.decode is _same and self._types[kind.base].receives:  # else json_to_record cannot check the domain
