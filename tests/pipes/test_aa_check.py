@@ -129,7 +129,7 @@ PLANTED = {
     ("table.index", "middling"): ("warn", "no index starts with created_at", 'CREATE INDEX CONCURRENTLY ON "public"."middling" ("created_at", "id")'),
     ("table.width", "wide"): ("warn", "kB each", "'batch_size: "),
     ("table.dst", "local_time"): ("warn", "Europe/Berlin, whose clock changes", "make it timestamptz"),
-    ("table.timestamps", "timeless"): ("warn", "every row has a NULL", "fill the column"),
+    ("table.timestamps", "timeless"): ("warn", "every row has a NULL or an infinite time", "fill the column"),
     ("run.duration", None): ("warn", "asleep between batches", "raise batch_size"),
     ("staging.directory", None): ("fail", "cannot be written", "AA_STAGING"),
     ("s3.create_only", None): ("warn", "does not honour If-None-Match", "give no other program this prefix"),

@@ -105,7 +105,6 @@ def test_a_table_that_is_larger_than_max_table_tb_is_refused(logs: TestDatabase)
     assert "raise resources.max_table_tb" in (failed.remedy or "")
 
 
-@pytest.mark.req("REQ-TYPE-012")
 def test_rows_too_wide_for_a_full_batch_are_warned_of_with_a_batch_size_that_fits(logs: TestDatabase) -> None:
     logs.execute("CREATE TABLE wide (id bigint PRIMARY KEY, created_at timestamptz NOT NULL, body text)")
     logs.execute("ALTER TABLE wide ALTER body SET STORAGE EXTERNAL; CREATE INDEX ON wide (created_at)")

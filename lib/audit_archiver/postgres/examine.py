@@ -197,9 +197,9 @@ def bytes_per_row(connection: connect.Connection, shape: Shape) -> float:
 
 
 def has_timestamps(connection: connect.Connection, shape: Shape) -> bool:
-    """False if the table has rows and none of them has a timestamp."""
+    """False if the table has rows and none of them has a timestamp that can be older than another."""
     table, column = f"ONLY {shape.qualified} t", f"t.{ident(shape.timestamp)}"
-    return connect.scalar(connection, f"SELECT EXISTS (SELECT FROM {table} WHERE {column} IS NOT NULL) OR NOT EXISTS (SELECT FROM {table})")
+    return connect.scalar(connection, f"SELECT EXISTS (SELECT FROM {table} WHERE isfinite({column})) OR NOT EXISTS (SELECT FROM {table})")
 
 
 def publications(connection: connect.Connection, shape: Shape) -> list[Publication]:

@@ -159,7 +159,7 @@ def size(look: Look) -> Answers:
 
 @check("table.width", WARN, "batches as large as asked for fit into one", thorough=True)
 def width(look: Look) -> Answers:
-    """REQ-TYPE-012 as ruled: rows come whole, so wide ones cost memory; batches of them are cut short."""
+    """Rows come whole, so wide ones cost memory, and batches of them are cut short."""
     row = examine.bytes_per_row(look.connection, look.shape)
     if look.shape.toasted and row * look.table.batch_size > BATCH_BYTES:
         yield Said(f"rows take {row / 1000:,.0f} kB each, so batches end at {BATCH_BYTES / MB:.0f} MB and not at {look.table.batch_size:,} rows",
@@ -176,12 +176,12 @@ def dst(look: Look) -> Answers:
                    f"({look.table.safety_buffer_days}) covers the difference")
 
 
-@check("table.timestamps", WARN, "some row has a timestamp", "rows without one are never archived; fill the column, or name another",
+@check("table.timestamps", WARN, "some row has a finite timestamp", "rows without one are never archived; fill the column, or name another",
        thorough=True)
 def timestamps(look: Look) -> Answers:
     """REQ-VAL-004, REQ-TBL-005."""
     if not examine.has_timestamps(look.connection, look.shape):
-        yield Said(f"every row has a NULL in {look.shape.timestamp}")
+        yield Said(f"every row has a NULL or an infinite time in {look.shape.timestamp}")
 
 
 def _may_read(look: Look, reference: catalog.Reference) -> bool:
