@@ -99,7 +99,7 @@ def digest(connection: Any, *tables: str, where: Optional[str] = None) -> Digest
                        "AS pins(name, value)")
         cursor.execute(f"""
             SELECT count(*), encode(sha256(coalesce(string_agg(hash, ''::bytea ORDER BY hash), ''::bytea)), 'hex')
-            FROM (SELECT sha256(convert_to(line, 'UTF8')) AS hash FROM ({parts}) AS texts) AS hashes""")
+            FROM (SELECT sha256(textsend(line)) AS hash FROM ({parts}) AS texts) AS hashes""")
         rows, sha256 = cursor.fetchone()
     return Digest(rows, sha256)
 

@@ -350,6 +350,23 @@ def test_a_database_in_sql_ascii_is_refused_by_name(database: Callable[..., Test
     assert db.scalar("SELECT count(*) FROM logs WHERE body = E'\\xe9'") == ROWS
 
 
+def test_by_hand_bytes_that_are_no_text_of_sql_ascii_leave_no_batch(database: Callable[..., TestDatabase], bucket: Any, config_file: Any) -> None:
+    """What is valid UTF-8 passes as it is; other bytes the server itself does not turn into JSON."""
+    db = database("aa ascii " + secrets.token_hex(3), "SQL_ASCII")
+    shape = Shape("id int PRIMARY KEY, body text", "n, E'\\xe9'")
+    shape.create(db, "logs")
+    path = config_file(db, bucket, [shape.entry("logs")])
+
+    selected = run_forked("aa-select", ["-c", path], stdin=run_forked("aa-plan", ["-c", path]).out)
+    staged = run_forked("aa-serialize", ["-c", path], stdin=selected.out)
+
+    assert (selected.rc, staged.rc, staged.out) == (2, 2, b""), selected.err
+    assert "the rows end without their end frame" in staged.err
+    db.execute("UPDATE logs SET body = convert_from('\\xc3a9'::bytea, 'SQL_ASCII')")
+    again = run_forked("aa-select", ["-c", path], stdin=run_forked("aa-plan", ["-c", path]).out)
+    assert (again.rc, again.out.count(b'"body":"\xc3\xa9"')) == (0, DUE)
+
+
 # Types of extensions
 
 def test_hstore_citext_and_ltree_are_archived(db: TestDatabase, bucket: Any, config_file: Any) -> None:
