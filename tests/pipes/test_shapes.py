@@ -18,7 +18,7 @@ from tests.ground import tables
 from tests.ground.archive import Archive
 from tests.ground.driven import Driven, summary
 from tests.ground.postgres import Cluster
-from tests.ground.run import run_forked
+from tests.ground.run import ROOT, run_forked
 
 OLD = "'2024-01-01'::timestamptz + n / 2 * interval '1 minute'"  # two rows at a time: the key decides between them
 YOUNG = "now() - interval '5 days'"
@@ -162,7 +162,6 @@ def test_generated_identity_and_dropped_columns_and_a_table_without_rows_are_arc
     archived(db, bucket, config_file, shapes)
 
 
-@pytest.mark.req("REQ-TBL-004")
 def test_a_timestamp_of_every_accepted_type_is_archived(db: TestDatabase, bucket: Any, config_file: Any) -> None:
     db.execute("CREATE DOMAIN moment AS timestamptz; CREATE DOMAIN instant AS moment NOT NULL; CREATE DOMAIN day AS date")
     types = ("timestamp", "date", "timestamptz(3)", "timestamp(0)", "moment", "instant", "day")
@@ -415,6 +414,26 @@ def test_a_row_whose_text_is_not_exact_is_named_and_stays_and_the_others_go(db: 
     assert '"key": "2"' in result.err and '"key": "5"' in result.err
     assert [row[0] for row in db.execute("SELECT id FROM logs ORDER BY id")] == [2, 5, 7]
     assert sum(runs.sizes()) == 4
+
+
+@pytest.mark.req("REQ-TYPE-016", "REQ-TYPE-017", "REQ-TYPE-018")
+@pytest.mark.parametrize("type_", ["fickle", "fickle[]", "d_fickle", "c_fickle"])
+def test_a_type_that_cannot_be_shown_exact_fails_the_check_and_the_run_by_name_with_a_remedy(db: TestDatabase, bucket: Any, config_file: Any,
+                                                                                            type_: str) -> None:
+    """Its functions are STABLE: what they say may depend on settings."""
+    db.admin("CREATE TYPE fickle; CREATE FUNCTION fickle_in(cstring) RETURNS fickle LANGUAGE internal STRICT STABLE AS 'int8in'; "
+             "CREATE FUNCTION fickle_out(fickle) RETURNS cstring LANGUAGE internal STRICT STABLE AS 'int8out'; "
+             "CREATE TYPE fickle (INPUT = fickle_in, OUTPUT = fickle_out, LIKE = int8); CREATE DOMAIN d_fickle AS fickle; "
+             "CREATE TYPE c_fickle AS (a int, f fickle)")
+    shape = Shape(f"id int PRIMARY KEY, odd {type_}", "n, NULL")
+    shape.create(db, "logs")
+
+    refused(db, bucket, config_file, [shape.entry("logs")], "column 'odd' of table 'public.logs' cannot be archived exactly",
+            "the type 'public.fickle'", "ALTER TABLE ... ALTER COLUMN ... TYPE text", "see docs/types.md")
+
+    checked = run_forked("aa-archive", ["-c", config_file(db, bucket, [shape.entry("logs")]), "--validate-only"])
+    assert (checked.rc, "the type 'public.fickle'" in checked.err + checked.out.decode()) == (3, True), checked.err
+    assert "`STABLE`" in (ROOT / "docs" / "types.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.xfail(strict=True, reason="driver/late.py takes aa-select's code 1 (a table or a row was left) for a failed pipeline")

@@ -53,7 +53,6 @@ HSTORE = [
 ]
 
 
-@pytest.mark.req("REQ-TYPE-016")
 def test_hstore_comes_back_alone_and_inside_domains_arrays_composites_and_ranges(session: Session, db: TestDatabase) -> None:
     db.needs("hstore")
     session.rows("CREATE SCHEMA \"my ext\"; CREATE EXTENSION hstore SCHEMA \"my ext\"; SET search_path = pg_catalog, \"my ext\"; "
@@ -89,7 +88,6 @@ def test_citext_and_ltree_come_back_alone_and_inside_domains_arrays_and_composit
                         "b": {"c": 'a"', "l": ["A.B", None], "d": "It's"}}
 
 
-@pytest.mark.req("REQ-TYPE-016")
 @pytest.mark.parametrize(("extension", "type_", "values"), [
     ("cube", "cube", ["(0.1, 2), (3, -4e-300)", "(1)", "(0.1,0.2)", "(NaN)", "(Infinity)"]),
     ("isn", "isbn", ["978-0-393-04002-9", "0-393-04002-X", "978-0-393-04002-1!"]), ("isn", "upc", ["220356483481"]),
@@ -145,7 +143,6 @@ def test_the_text_of_an_odd_array_is_proven_by_its_elements(session: Session, bo
     assert inexact(session, "public.odd") == [1]
 
 
-@pytest.mark.req("REQ-TYPE-017", "REQ-TYPE-018")
 def test_a_type_whose_text_may_depend_on_more_than_the_value_is_refused_by_name_with_a_remedy(session: Session) -> None:
     base_type(session, "fickle", "int8in", "int8out", how="STABLE")
     session.rows("CREATE DOMAIN public.dfickle AS public.fickle; CREATE TYPE public.cfickle AS (a int, f public.fickle); "

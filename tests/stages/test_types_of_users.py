@@ -121,7 +121,6 @@ def test_dropped_columns_are_skipped_and_generated_ones_are_archived_but_not_res
         assert session.survives("public.made") == [b'{"n":1,"a":21,"s":42}']
 
 
-@pytest.mark.req("REQ-TYPE-017", "REQ-TYPE-018")
 def test_working_data_of_the_server_is_refused_by_name_with_a_remedy(session: Session) -> None:
     session.rows("CREATE TABLE public.bad (n int, node pg_node_tree)")
 
