@@ -222,3 +222,16 @@ def test_what_aa_check_fails_a_run_refuses_and_the_rest_is_archived(logs: TestDa
     result = run_forked("aa-archive", ["-c", path, "--force"])
     assert result.rc == 1 and "more than max_table_tb" in result.err
     assert (logs.scalar("SELECT count(*) FROM audit_logs"), logs.scalar("SELECT count(*) FROM events")) == (50, 0)
+
+
+@pytest.mark.req("REQ-TBL-007", "REQ-TBL-008")
+def test_a_run_refuses_a_large_table_without_an_index_unless_it_is_forced(logs: TestDatabase, bucket: Bucket, config_file: ConfigFile) -> None:
+    logs.execute("DROP INDEX audit_logs_created_at_id_idx")
+    os.truncate(logs.cluster.data / logs.admin("SELECT pg_relation_filepath('audit_logs'::regclass)")[0][0], 1 << 30)
+    path = config_file(logs, bucket)
+    refused = run_forked("aa-archive", ["-c", path])
+    assert refused.rc == 3 and "no index starts with created_at" in refused.err and b"CREATE INDEX CONCURRENTLY" in refused.out
+    assert logs.scalar("SELECT count(*) FROM audit_logs") == 50
+    forced = run_forked("aa-archive", ["-c", path, "--force"])
+    assert forced.rc == 0 and "no index starts with created_at" in forced.err
+    assert logs.scalar("SELECT count(*) FROM audit_logs WHERE created_at < '2025-01-01'") == 0

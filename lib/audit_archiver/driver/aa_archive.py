@@ -18,7 +18,7 @@ from audit_archiver import cli, config, exits, lines, log
 from audit_archiver.catalogue.recover import Recoverer, recoverer
 from audit_archiver.cli import Command
 from audit_archiver.config.model import Config, Database, Table
-from audit_archiver.driver import dry_run, pipeline, progress, report, results, summary, vacuum, validate
+from audit_archiver.driver import dry_run, pipeline, progress, report, results, summary, vacuum
 from audit_archiver.driver.ask import confirm
 from audit_archiver.driver.database_run import DatabaseRun
 from audit_archiver.driver.leftover import still_referenced
@@ -28,7 +28,7 @@ from audit_archiver.objectstore.client import Store, open_store
 from audit_archiver.points import point
 from audit_archiver.postgres import catalog, partitions
 from audit_archiver.postgres.space import Space
-from audit_archiver.preflight import checks, findings
+from audit_archiver.preflight import checks, findings, validate
 from audit_archiver.preflight.findings import Finding
 from audit_archiver.preflight.plan import Note, Selection, plan_database, selected
 from audit_archiver.stages import aa_plan
@@ -49,7 +49,7 @@ def build_parser() -> cli.Parser:
     mode.add_argument("--dry-run", action="store_true", help="change nothing; show what would be archived and the exact SQL")
     mode.add_argument("--validate-only", action="store_true", help="check configuration, databases and bucket, and stop")
     parser.add_argument("--vacuum-full", action="store_true", help="VACUUM FULL each archived table afterwards: it locks the table exclusively")
-    parser.add_argument("--force", action="store_true", help="do not ask before deleting")
+    parser.add_argument("--force", action="store_true", help="do not ask before deleting; archive a large table without an index too")
     parser.add_argument("--output", choices=("text", "json"), help="form of the report on stdout (default: text on a terminal, json elsewhere)")
     return parser
 
@@ -207,7 +207,7 @@ class Archive:
 
     def _check(self, session: DatabaseSession, database: Database, tables: list[Table]) -> list[Finding]:
         """What the preflight finds before the first batch; warnings are said, the caller refuses what failed."""
-        found = checks.of_database(session.control, database, tables)
+        found = checks.of_database(session.control, database, tables, force=self._args.force)
         for finding in found:
             if finding.status == findings.WARN:
                 title = f"{finding.schema}.{finding.table}: " if finding.table else f"{database.name}: "

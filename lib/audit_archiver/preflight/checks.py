@@ -39,7 +39,7 @@ def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]
             found.append(failure(CONNECTION, error, database=database.name, at=database.at))
             continue
         try:
-            found += of_database(connection, database, tables, thorough=True, force=False, amounts=amounts)
+            found += of_database(connection, database, tables, thorough=True, amounts=amounts)
         finally:
             connection.close()
     amount = sum(amounts, on_run.Amount())
@@ -65,7 +65,7 @@ def _amount(connection: connect.Connection, table: Table, shape: catalog.Shape) 
 
 
 def of_database(connection: connect.Connection, database: Database, tables: Sequence[Table], *,
-                thorough: bool = False, force: bool = True, amounts: Optional[list[on_run.Amount]] = None) -> list[Finding]:
+                thorough: bool = False, force: bool = False, amounts: Optional[list[on_run.Amount]] = None) -> list[Finding]:
     """The findings about a database and its tables, on an open session; without `thorough` those of a run only.
 
     `force` is a person's will to archive a large table without an index all the same. `amounts` gets what there is

@@ -143,9 +143,9 @@ def index(look: Look) -> Answers:
     if heap < SMALL_BYTES:
         return
     columns = ", ".join(ident(column) for column in dict.fromkeys([look.shape.timestamp, *look.shape.key]))
-    remedy = f"CREATE INDEX CONCURRENTLY ON {look.shape.qualified} ({columns})"
-    yield Said(f"no index starts with {look.shape.timestamp}: each batch reads {heap / GB:.3g} GB", remedy,
-               status=WARN if look.force or heap < LARGE_BYTES else None)
+    remedy, tolerable = f"CREATE INDEX CONCURRENTLY ON {look.shape.qualified} ({columns})", look.force or heap < LARGE_BYTES
+    yield Said(f"no index starts with {look.shape.timestamp}: each batch reads {heap / GB:.3g} GB",
+               remedy if tolerable else f"{remedy}; 'aa-archive --force' archives it all the same", status=WARN if tolerable else None)
 
 
 @check("table.size", FAIL, "the table is no larger than max_table_tb",
