@@ -144,8 +144,9 @@ def index(look: Look) -> Answers:
         return
     columns = ", ".join(ident(column) for column in dict.fromkeys([look.shape.timestamp, *look.shape.key]))
     remedy, tolerable = f"CREATE INDEX CONCURRENTLY ON {look.shape.qualified} ({columns})", look.force or heap < LARGE_BYTES
-    yield Said(f"no index starts with {look.shape.timestamp}: each batch reads {heap / GB:.3g} GB",
-               remedy if tolerable else f"{remedy}; 'aa-archive --force' archives it all the same", status=WARN if tolerable else None)
+    forced = "" if tolerable else "; 'aa-archive --force' archives it all the same"
+    yield Said(f"no index starts with {look.shape.timestamp}: each batch reads {heap / GB:.3g} GB{forced}", remedy,
+               status=WARN if tolerable else None)
 
 
 @check("table.size", FAIL, "the table is no larger than max_table_tb",
