@@ -122,6 +122,11 @@ class Column:
         return self._codec().comparable
 
     @property
+    def ranked_as(self) -> Optional[str]:
+        """The type to order and compare it as, or None for its own."""
+        return self._codec().ranked_as
+
+    @property
     def restored(self) -> bool:
         """True if a restore writes the column; the server computes generated ones."""
         return self.generated == ""

@@ -101,7 +101,7 @@ class Statements:
     def fill(self, cursor: Optional[Sequence[str]], limit: int, *, lock: bool) -> str:
         """Take the next `limit` eligible rows after `cursor`, locking them (SKIP LOCKED) or only reading them."""
         kept = ", ".join(f"t.{name}" for name in self._kept)
-        order = ", ".join(f"t.{ident(name)}" for name in self._order)
+        order = ", ".join(self._ranked("t", name) for name in self._order)
         locking = " FOR UPDATE OF t SKIP LOCKED" if lock else ""
         return (f"INSERT INTO {BATCH} SELECT row_number() OVER (), s.* FROM (SELECT {kept}, t.ctid "
                 f"FROM ONLY {self.shape.qualified} t WHERE {predicate(self.shape, self.window)}{self._after(cursor)} "
@@ -113,7 +113,7 @@ class Statements:
 
         Nothing is locked and nothing detoasted: rows cannot be unlocked again, so the cap comes first (S15).
         """
-        order = ", ".join(f"t.{ident(name)}" for name in self._order)
+        order = ", ".join(self._ranked("t", name) for name in self._order)
         return (f"SELECT count(*) FILTER (WHERE total <= {int(size)}), count(*), coalesce(max(size), 0) FROM "
                 f"(SELECT size, sum(size) OVER (ROWS UNBOUNDED PRECEDING) AS total FROM (SELECT {self._sizes()} AS size "
                 f"FROM ONLY {self.shape.qualified} t WHERE {predicate(self.shape, self.window)}"
@@ -210,7 +210,7 @@ class Statements:
 
     def sample(self, rows: int) -> str:
         """The JSON lines of the first eligible rows, as text; needs no batch table, locks nothing and reads only."""
-        order = ", ".join(f"t.{ident(name)}" for name in self._order)
+        order = ", ".join(self._ranked("t", name) for name in self._order)
         return (f"SELECT (SELECT row_to_json(r.*) FROM (SELECT {self._encoded('t')}) r)::text FROM (SELECT t.* FROM ONLY "
                 f"{self.shape.qualified} t WHERE {predicate(self.shape, self.window)} ORDER BY {order} LIMIT {int(rows)}) t")
 
@@ -296,12 +296,18 @@ class Statements:
         return self.shape.column(self.shape.timestamp).encode(alias)
 
     def _row(self, alias: str) -> str:
-        return "(" + ", ".join(f"{alias}.{ident(name)}" for name in self._order) + ")"
+        return "(" + ", ".join(self._ranked(alias, name) for name in self._order) + ")"
+
+    def _ranked(self, alias: str, name: str) -> str:
+        """A column as it is ordered, and compared with a cursor: by one operator in both places."""
+        rank = self.shape.column(name).ranked_as
+        return f"{alias}.{ident(name)}" + (f"::{rank}" if rank else "")
 
     def _literals(self, cursor: Sequence[str]) -> str:
         if len(cursor) != len(self._order):
             raise ValueError("the cursor belongs to another table")
-        return "(" + ", ".join(f"{literal(value)}::{self.shape.column(name).type}" for value, name in zip(cursor, self._order)) + ")"
+        return "(" + ", ".join(f"{literal(value)}::{column.ranked_as or column.type}"
+                               for value, column in zip(cursor, map(self.shape.column, self._order))) + ")"
 
     def _after(self, cursor: Optional[Sequence[str]]) -> str:
         return "" if cursor is None else f" AND {self._row('t')} > {self._literals(cursor)}"

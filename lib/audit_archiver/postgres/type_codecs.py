@@ -99,7 +99,8 @@ class Codec:
     around it is not exact; `array_as`: the element type through which an array's text is exact nevertheless.
     `around`: what to_json puts around the text of an encoded value, where that is all it does; else None.
     `raises`: `encode` raises for a value that would not come back, so that each value has to pass through it.
-    `comparable`: the `=` and `<` of pg_catalog compare two values, as a key's must be.
+    `comparable`: the `=` and `<` of pg_catalog compare two values, as a key's must be. `ranked_as`: the type as which they
+    do, where ORDER BY would take an order of the type's own.
     """
 
     sql: str
@@ -114,6 +115,7 @@ class Codec:
     around: Optional[str] = None
     raises: bool = False
     comparable: bool = True
+    ranked_as: Optional[str] = None
 
     def fragments(self, x: str, before: str) -> list[str]:
         """Expressions whose texts together, NULLs left out, are `before` and what row_to_json writes for `x`."""
@@ -277,7 +279,8 @@ def _of_others(kind: Type) -> Codec:
     text depends on besides the value (settings, other tables) may be another thing on the day it comes back."""
     if (kind.extension, kind.name) in EXTENSIONS and not (kind.json_cast and kind.text_cast):
         # row_to_json would use a cast to json, which hstore brings along
-        return Codec(kind.sql, kind.sql, _as_text if kind.json_cast else _same, comparable=kind.name == "citext")
+        return Codec(kind.sql, kind.sql, _as_text if kind.json_cast else _same, comparable=kind.name == "citext",
+                     ranked_as="text" if kind.name == "citext" else None)
     if kind.immutable:
         return Codec(kind.sql, kind.sql, lambda x: proven(x, kind.sql), raises=True, comparable=False,
                      doubt=f"only the authors of '{kind.sql}' know whether each of its texts is read back")
