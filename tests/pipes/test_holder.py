@@ -238,3 +238,30 @@ def test_rows_of_a_copy_that_failed_reach_no_file_that_is_opened_later(holding, 
     assert [os.fstat(each).st_size for each in others] == [0] * 8
     for each in others:
         os.close(each)
+
+
+def test_an_empty_batch_at_the_end_of_a_failed_pipeline_does_not_make_the_table_swept(holding, db):
+    """Found by a kill of aa-serialize: the run went on with nothing to do, and ended with 0 and 150 rows in the table."""
+    # GIVEN a batch with rows, and the empty one after the last row, whose stage is about to give it up
+    holder = holding()
+    operations, job = holder.operations, plan(holder.settings, "audit_logs", batch_size=500)
+    first, second = holder.client(), holder.client()
+    handle = first.call("begin", job=job)["handle"]
+    found = first.call("lock", handle=handle, cursor=None, limit=found_rows(db))
+    empty = second.call("begin", job=job)["handle"]
+    assert second.call("lock", handle=empty, cursor=found["next"], limit=500)["rows"] == 0
+    last = operations.batches[empty]
+    # WHEN the pipeline fails at that moment, so that the first one is rolled back
+    with last.busy:
+        failing = threading.Thread(target=operations.fail, args=(Failed("a stage was killed"),))
+        failing.start()
+        failing.join()
+        assert handle not in operations.batches
+        operations.abandon(empty)
+    # THEN the next attempt has everything to do
+    assert not last.notes.swept and last.notes.unfinished()["cursor"] is None
+
+
+def found_rows(db: Any) -> int:
+    """The rows of the table that are due: exactly so many fill a batch."""
+    return int(db.scalar("SELECT count(*) FROM audit_logs WHERE created_at < '2025-01-01'"))

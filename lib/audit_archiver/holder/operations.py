@@ -303,9 +303,14 @@ class Operations:
         return batch
 
     def _passed(self, batch: Batch) -> None:
-        """Note how far the sweep has come: to the end of `batch`, or once the batches before it have committed."""
+        """Note how far the sweep has come: to the end of `batch`, or once the batches before it have committed.
+
+        Not after a failure: those before it may just have been rolled back, and then the table would seem swept.
+        """
         assert batch.locked is not None
         with self.changed:
+            if self.failure is not None:
+                return
             earlier = [each for each in self.batches.values() if each.notes is batch.notes and each.locked and each.number < batch.number]
             if earlier:  # `batch` is empty: else it would not come out before them
                 assert earlier[-1].locked is not None
