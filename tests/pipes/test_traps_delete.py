@@ -148,8 +148,8 @@ def test_s12_a_second_server_that_writes_to_the_same_prefix_is_refused_and_keeps
             assert result.rc == exits.CONFIG == summary(result)["exit"], result.err
             system = db.admin("SELECT system_identifier::text FROM pg_control_system()")[0][0]
             said = summary(result)["errors"][0]
-            assert f"/{db.name}/audit_logs/' belongs to another table or server" in said["msg"]
-            assert f"system {system}, {db.name} public.audit_logs" in said["msg"]
+            assert f"/{db.name}/audit_logs/' belongs to another table, database or server" in said["msg"]
+            assert f"system {system}, database oid " in said["msg"] and f", {db.name} public.audit_logs" in said["msg"]
             # AND nothing is uploaded, nothing deleted
             assert (settled(runs), tables.digest(second.connection, "public.audit_logs")) == (objects, theirs)
     # AND the owner goes on as before

@@ -203,8 +203,9 @@ def test_s12_a_prefix_of_another_server_or_table_is_refused_with_its_owner_s_nam
     result = upload(second)
     assert (result.rc, result.out) == (exits.CONFIG, b"")
     said = result.log[-1]
-    assert f"'s3://{bucket.name}/archives/prod/audit_logs/' belongs to another table or server" in said["msg"]
-    assert said["detail"] == f"system {theirs['system']}, {theirs['database']} {theirs['schema']}.{theirs['table']}"
+    assert f"'s3://{bucket.name}/archives/prod/audit_logs/' belongs to another table, database or server" in said["msg"]
+    assert said["detail"] == (f"system {theirs['system']}, database oid {theirs['database_oid']}, "
+                              f"{theirs['database']} {theirs['schema']}.{theirs['table']}")
     assert "s3.prefix" in said["hint"] and "aa-recover --adopt" in said["hint"]
     assert (bucket.keys(), json.loads(bucket.read(owner))) == (before, theirs), "nothing is uploaded, and the owner stays"
     assert (Path(second["serialized"]["dir"]) / "batch.json").exists(), "and it can still be sent elsewhere"

@@ -15,7 +15,6 @@ from tests.ground import binaries
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.req("REQ-PG-002")
 @pytest.mark.parametrize("major", [11, 17])
 def test_every_type_comes_back_on_this_version_too(major: int) -> None:
     try:

@@ -77,6 +77,7 @@ def _read(store: Store, key: str) -> Optional[dict[str, Any]]:
 
 
 def _refusal(store: Store, directory: str, owner: dict[str, Any], at: Optional[str]) -> ConfigError:
-    return ConfigError(f"'{store.url(directory)}/' belongs to another table or server",
-                       detail=f"system {owner.get('system')}, {owner.get('database')} {owner.get('schema')}.{owner.get('table')}",
+    return ConfigError(f"'{store.url(directory)}/' belongs to another table, database or server",
+                       detail=f"system {owner.get('system')}, database oid {owner.get('database_oid')}, "
+                              f"{owner.get('database')} {owner.get('schema')}.{owner.get('table')}",
                        hint=HINT, at=at)
