@@ -306,7 +306,6 @@ def test_the_longest_names_of_databases_tables_and_columns_are_archived(database
     archived(db, bucket, config_file, {name: Shape(f"{ident(name)} int PRIMARY KEY", "n", key=name)})
 
 
-@pytest.mark.xfail(strict=True, reason="schema and table as %XX are together longer than a file's name may be, and nearly an object's")
 @pytest.mark.parametrize("name", LONG)
 def test_the_longest_names_of_schemas_and_tables_together_are_archived(database: Callable[..., TestDatabase], bucket: Any, config_file: Any,
                                                                       name: str) -> None:

@@ -42,11 +42,12 @@ def a_day_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staged, "PATIENCE", AT_ONCE)
 
 
-def held(hand: ByHand, *, commit: bool, table: str = "audit_logs", limit: int = 100, record: bool = False) -> dict[str, Any]:
+def held(hand: ByHand, *, commit: bool, table: str = "audit_logs", schema: str = "public", limit: int = 100,
+         record: bool = False) -> dict[str, Any]:
     """One batch under a holder that ends right after it."""
     another_second(hand)
     with Holder(hand.path) as holder:
-        data = holder.select(plan(hand.settings, table, cutoff=CUTOFF, limit=limit)).out
+        data = holder.select(plan(hand.settings, table, schema=schema, cutoff=CUTOFF, limit=limit)).out
         for stage in ("aa-serialize", "aa-upload", "aa-verify"):
             data = holder.stage(stage, data).out
         line = json.loads(data)
@@ -239,6 +240,46 @@ def test_a_batch_of_an_ended_run_that_a_late_writer_left_is_still_found_while_an
     another_second(hand)
     hand.export("--limit", "10")
     assert ("audit_logs", "001", "ABANDON") in verdicts(hand)
+
+
+# -- a table whose name is shortened in the bucket
+
+
+LONG = ("ß" * 31, "日" * 21)
+
+
+def held_with_a_long_name(hand: ByHand, config_file: Any, bucket: Any, *, commit: bool) -> tuple[ByHand, dict[str, Any]]:
+    """A batch of a table of a schema whose %XX are together too long for a file's name."""
+    hand.db.execute(f'ALTER TABLE audit_logs RENAME TO "{LONG[1]}"; CREATE SCHEMA "{LONG[0]}"; '
+                    f'ALTER TABLE "{LONG[1]}" SET SCHEMA "{LONG[0]}"')
+    entry = {"name": LONG[1], "schema": LONG[0], "timestamp_column": "created_at", "primary_key": "id"}
+    moved = ByHand(hand.db, config_file(hand.db, bucket, [entry]))
+    line = held(moved, commit=commit, table=LONG[1], schema=LONG[0])
+    assert ".sha256." in line["serialized"]["stem"] and ".sha256." in line["serialized"]["dir"]
+    return moved, line
+
+
+@pytest.mark.req("T8", "T38")
+@pytest.mark.parametrize("commit, verdict", [(True, "RECORD"), (False, "ABANDON")])
+def test_a_batch_under_a_shortened_name_is_decided_and_its_staging_removed(hand: ByHand, config_file: Any, bucket: Any, commit: bool,
+                                                                           verdict: str) -> None:
+    moved, line = held_with_a_long_name(hand, config_file, bucket, commit=commit)
+    assert verdicts(moved) == [(LONG[1], "001", verdict)]
+    assert moved.states(line) == ["commit" if commit else "abandoned"] and not os.path.exists(line["serialized"]["dir"])
+
+
+@pytest.mark.req("T8", "T58")
+def test_a_shortened_name_without_metadata_blocks_the_table_that_its_owner_names(hand: ByHand, config_file: Any, bucket: Any) -> None:
+    moved, line = held_with_a_long_name(hand, config_file, bucket, commit=False)
+    shutil.rmtree(moved.staging)
+    bucket.client.delete_object(Bucket=bucket.name, Key=line["serialized"]["stem"] + names.METADATA)
+    with Holder(moved.path, recover=Recoverer(moved.settings, moved.store)) as holder:
+        refused = holder.select(plan(moved.settings, LONG[1], schema=LONG[0], cutoff=CUTOFF))
+        assert b"aa-rows" not in refused.out and "it has a key list, but no metadata" in refused.err
+    bucket.client.delete_object(Bucket=bucket.name, Key=names.table_dir(moved.store.prefix, hand.db.name, *LONG) + "_owner.json")
+    result = moved.recover()
+    assert result.rc == exits.FAILED and "nothing says whose it is" in result.err
+    assert moved.states(line) == [] and hand.db.scalar(f'SELECT count(*) FROM "{LONG[0]}"."{LONG[1]}"') == ROWS
 
 
 # -- the failed-over server

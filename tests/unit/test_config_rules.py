@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from audit_archiver import config, exits
-from audit_archiver.formats import schema
+from audit_archiver.formats import names, schema
 from tests.unit import configs
 
 
@@ -274,6 +274,18 @@ def test_equal_table_names_in_other_schemas_databases_and_servers_are_different_
     found = configs.load(tmp_path, text).databases
     assert [(db.name, db.dbname, db.host, db.port, db.user, [table.label for table in db.tables]) for db in found] == [
         ("one", "one", "h", 5432, None, ["public.a", "audit.a"]), ("two", "one", "h2", 5433, "u", ["public.a"])]
+
+
+# -- object keys
+
+
+def test_a_prefix_that_leaves_no_room_for_the_longest_key_is_refused_where_it_is_written(tmp_path: Path) -> None:
+    room = names.KEY_BYTES - names.BELOW_DATABASE_BYTES - len("/prod/")
+    for prefix in ("ß" * (room // 2), "//" + "ß" * (room // 2) + "//"):
+        assert configs.load(tmp_path, configs.SOUND.replace("s3:\n", f"s3:\n  prefix: {prefix}\n")).databases
+    assert configs.refused(tmp_path, configs.SOUND.replace("s3:\n", f"s3:\n  prefix: {'ß' * 270}\n")) == [
+        f"prod.yaml:2: 's3.prefix' and the name of database 'prod' take 546 bytes of every object key, of which S3 allows 1024. "
+        f"choose a prefix that is {546 - room - len('/prod/')} bytes shorter"]
 
 
 # -- whatever is written, it is a configuration or an error in words

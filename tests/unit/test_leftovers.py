@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional
 
 import pytest
 
+from audit_archiver import exits, lines
 from audit_archiver.catalogue import guard, leftovers, rewound, runs
 from audit_archiver.formats import names
+from audit_archiver.objectstore.errors import NotFound
 from audit_archiver.objectstore.listing import Entry
 from audit_archiver.postgres.witness import Place
 
@@ -106,7 +108,40 @@ def test_a_run_may_have_written_on_the_day_before_it_began() -> None:
 @pytest.mark.req("T8")
 @pytest.mark.parametrize("table", [("public", "t"), ("audit", "t"), ("public", "audit.t"), ("Ü/x", "a%b.c"), ("public", ".index")])
 def test_a_tables_prefix_leads_back_to_its_names(table: tuple[str, str]) -> None:
-    assert leftovers.table_of(names.table_dir("a/", "prod", *table)) == table
+    assert leftovers.table_of(owners(), names.table_dir("a/", "prod", *table)) == table
+
+
+class Owners(Dict[str, bytes]):
+    """A store that holds nothing but owners of prefixes."""
+
+    prefix = "a/"
+
+    def url(self, key: str) -> str:
+        return f"s3://b/{key}"
+
+    def get_bytes(self, key: str) -> bytes:
+        if key not in self:
+            raise NotFound(f"'{key}' does not exist")
+        return self[key]
+
+
+def owners(found: Optional[dict[str, bytes]] = None) -> Any:
+    return Owners(found or {})
+
+
+def owner_of(schema: str, table: str) -> bytes:
+    return lines.dump({"format": "aa-owner", "version": 1, "system": "7", "database_oid": 5, "database": "prod", "schema": schema, "table": table})
+
+
+@pytest.mark.req("T8")
+def test_a_shortened_prefix_leads_back_to_its_names_through_its_owner_and_through_nobody_elses() -> None:
+    table = ("ß" * 31, "日" * 21)
+    place = names.table_dir("a/", "prod", *table)
+    assert leftovers.table_of(owners({place + "_owner.json": owner_of(*table)}), place) == table
+    for store in (owners(), owners({place + "_owner.json": owner_of("public", "other")})):
+        with pytest.raises(exits.Mismatch, match="nothing says whose it is") as refused:
+            leftovers.table_of(store, place)
+        assert place + "_owner.json" in str(refused.value.hint)
 
 
 @pytest.mark.parametrize(("then", "behind"), [

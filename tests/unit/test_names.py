@@ -127,11 +127,10 @@ def test_a_batch_id_can_be_made_by_hand() -> None:
         "prod", "public", "Ереignis", ["2024-01-01T00:00:03.5+00:00", "ä"], ["2024-01-02T00:00:00+00:00", 9007199254740993], "b9" * 32)
 
 
-def test_the_keys_of_runs_index_and_owner_stand_beside_the_batches() -> None:
+def test_the_keys_of_runs_and_index_stand_beside_the_batches() -> None:
     assert names.run_start_key("a/", "prod", "R-1") == "a/prod/.runs/R-1-start.json"
     assert names.run_end_key("a/", "prod", "R-1") == "a/prod/.runs/R-1-end.json"
     assert names.index_key("a/", "prod", "audit", "t", "R-1", 7) == "a/prod/audit.t/.index/R-1_007.json"
-    assert names.owner_key("a/", "prod", "public", "t") == "a/prod/t/_owner.json"
     assert names.index_key("a/", "prod", "public", "t", "R", 1).startswith(names.index_dir("a/", "prod", "public", "t"))
 
 
@@ -142,3 +141,66 @@ def test_a_staging_directory_is_one_batch_and_stays_under_its_root() -> None:
     assert os.path.normpath(odd) == odd and odd.startswith("/s/")
     assert len({names.staging_dir("/s", batch(**fields)) for fields in (
         {}, {"database": "p"}, {"schema": "audit"}, {"table": "T"}, {"number": 4}, {"archived_at": "2025-12-30T02:15:48Z"})}) == 6
+
+
+# -- names that are too long
+
+LONG = [("ß" * 31, "日" * 21), ("日" * 21, "ß" * 31), ("%" * 63, "%" * 63), ("%" * 63, "%" * 62 + "a"), ("." * 63, "x" * 63), ("x" * 63, "." * 63)]
+
+
+def parts(schema: str, table: str, number: int = 999_999_999) -> list[str]:
+    """Every part of every path and key of a table, as long as it can become."""
+    key = names.stem("", "prod", schema, table, AT, number)
+    directory = names.staging_dir("/s", batch(schema=schema, table=table, number=number))
+    files = [os.path.basename(key) + suffix + ending for suffix in (*names.SUFFIXES, names.intent(9999)) for ending in ("", ".tmp")
+             if ending == "" or suffix in (names.DATA, names.METADATA, names.KEYS)]
+    return [*key.split("/"), *directory.split("/"), *files]
+
+
+@pytest.mark.req("T8")
+@pytest.mark.parametrize("number", [1, 1000, 999_999_999])
+@pytest.mark.parametrize("table", LONG, ids=range(len(LONG)))
+def test_no_part_of_a_path_or_key_is_longer_than_a_file_system_takes(table: tuple[str, str], number: int) -> None:
+    made = parts(*table, number)
+    assert max(map(len, made)) <= 255
+    assert all(re.fullmatch(r"[A-Za-z0-9_.=-]*(?:%[0-9A-F]{2}[A-Za-z0-9_.=-]*)*", each) for each in made), "nothing is cut within a %XX"
+
+
+@pytest.mark.req("T8")
+def test_long_names_are_told_apart_by_the_digest_of_the_whole_and_from_every_name_written_in_full() -> None:
+    for make in (lambda *table: names.table_dir("p/", "prod", *table),
+                 lambda *table: names.staging_table_dir("/s", "prod", *table)):
+        assert len({make(*table) for table in LONG}) == len(LONG)
+    whole = "%C3%9F" * 31 + "." + "%E6%97%A5" * 21
+    cut = names.table_name(*LONG[0])
+    assert cut == "%C3%9F" * 23 + ".sha256." + hashlib.sha256(whole.encode()).hexdigest()
+    assert names.is_shortened(cut)
+    for alike in (("public", cut), tuple(cut.split(".", 1)), tuple(cut.rsplit(".", 1)), ("sha256", cut.rpartition(".")[2])):
+        assert names.table_name(*alike) != cut
+    assert not any(map(names.is_shortened, (names.table_name("sha256", "a" * 64), names.table_name("public", ".sha256."))))
+
+
+@pytest.mark.parametrize("schema, table", [("public", "%" * 63), ("audit", "%" * 63), ("%" * 48, "x" * 63 + "y" * 2), ("s" * 63, "t" * 63)])
+def test_a_name_that_fits_is_written_in_full(schema: str, table: str) -> None:
+    whole = names.percent(table) if schema == "public" else f"{names.percent(schema)}.{names.percent(table)}"
+    assert len(whole) <= 210
+    assert names.stem("", "prod", schema, table, AT, 1) == f"prod/{whole}/year=2025/month=12/day=30/{whole}_20251230T021547Z_batch_001"
+    assert f"/{names.percent(schema)}.{names.percent(table)}/" in names.staging_dir("/s", batch(schema=schema, table=table))
+
+
+def test_a_name_that_fits_up_to_batch_999_keeps_its_directory_after_it() -> None:
+    schema, table = "%" * 49, "x" * 62
+    directory = names.table_dir("", "prod", schema, table)
+    assert len(directory) == len("prod/") + 210 + len("/")
+    for number in (999, 1000):
+        made = names.stem("", "prod", schema, table, AT, number)
+        assert made.startswith(directory) and names.is_shortened(made) == (number == 1000)
+        assert len(os.path.basename(made) + "_manifest.json.tmp") <= 255
+
+
+def test_the_longest_key_of_all_stays_within_what_the_configuration_leaves_room_for() -> None:
+    directory = names.database_dir("p/", "prod")
+    for table in LONG:
+        keys = [names.stem("p/", "prod", *table, AT, 999_999_999) + suffix for suffix in (*names.SUFFIXES, names.intent(9999))]
+        keys.append(names.index_key("p/", "prod", *table, names.run_id(AT, 4194304), 999_999))
+        assert max(map(len, keys)) - len(directory) <= names.BELOW_DATABASE_BYTES

@@ -64,7 +64,7 @@ def age(then: datetime.datetime, now: str) -> datetime.timedelta:
 def gather(store: Store, control: connect.Connection, here: witness.Place, leftover: leftovers.Leftover,
            database: str, table_dir: str, staging: Optional[Path], dead: Optional[str] = None) -> Case:
     """Everything that can be found out about a batch; reads only. `dead` is a run of which nobody is at work."""
-    case = Case(leftover, leftovers.table_of(table_dir))
+    case = Case(leftover, leftovers.table_of(store, table_dir))
     try:
         case.line = leftovers.rebuilt(store, leftover) or _staged(case, database, staging)
         if case.line is None:
@@ -168,8 +168,7 @@ def _staged(case: Case, database: str, staging: Optional[Path]) -> Optional[dict
     ending = re.search(r"\d{8}T\d{6}Z_batch_\d+$", case.leftover.stem)
     if staging is None or ending is None:
         return None
-    schema, table = map(names.percent, case.table)
-    line = staged.line_in(staging / names.percent(database) / f"{schema}.{table}" / ending.group())
+    line = staged.line_in(Path(names.staging_table_dir(str(staging), database, *case.table)) / ending.group())
     return line if line is not None and line["serialized"]["stem"] == case.leftover.stem else None
 
 

@@ -11,6 +11,7 @@ from typing import Any, Iterator, Optional
 from urllib.parse import unquote
 
 from audit_archiver import lines
+from audit_archiver.catalogue import owner
 from audit_archiver.exits import InputError, Mismatch
 from audit_archiver.formats import batch as batches
 from audit_archiver.formats import metadata, names, schema
@@ -59,8 +60,17 @@ def table_dirs(store: Store, database: str) -> list[str]:
     return [found for found in store.directories(root) if found != root + RUNS_DIR]
 
 
-def table_of(table_dir: str) -> tuple[str, str]:
-    """(schema, table) of a table's key prefix."""
+def table_of(store: Store, table_dir: str) -> tuple[str, str]:
+    """(schema, table) of a table's key prefix; of a shortened one its owner says them.
+
+    Raises Mismatch if nothing says them: a held batch must block the right table.
+    """
+    if names.is_shortened(table_dir.rstrip("/").rpartition("/")[2]):
+        found = owner.read(store, table_dir)
+        if found is None or names.table_dir(store.prefix, found["database"], found["schema"], found["table"]) != table_dir:
+            raise Mismatch(f"'{store.url(table_dir)}' has a shortened name, and nothing says whose it is",
+                           hint=f"restore '{store.url(table_dir + owner.OWNER)}', or move what lies there elsewhere")
+        return found["schema"], found["table"]
     parts = [unquote(part) for part in table_dir.rstrip("/").rpartition("/")[2].split(".")]
     return (parts[0], parts[1]) if len(parts) == 2 else ("public", parts[0])
 

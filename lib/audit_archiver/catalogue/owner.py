@@ -8,7 +8,6 @@ restored from a dump or upgraded, says so once with `aa-recover --adopt`.
 
 from __future__ import annotations
 
-import os
 from typing import Any, Optional
 
 from audit_archiver import lines, log
@@ -28,23 +27,23 @@ def claim(store: Store, batch: dict[str, Any], at: Optional[str] = None) -> None
     """Make the prefix of a batch's table ours. Raises ConfigError if it is another server's, database's or table's."""
     value = {"format": "aa-owner", "version": 1, "system": batch["server"]["system"], "database_oid": batch["server"]["database_oid"],
              "database": batch["database"], "schema": batch["schema"], "table": batch["table"]}
-    key = names.owner_key(store.prefix, batch["database"], batch["schema"], batch["table"])
-    found = _read(store, key)
+    table_dir = names.table_dir(store.prefix, batch["database"], batch["schema"], batch["table"])
+    found = read(store, table_dir)
     if found is None:
         try:
-            store.put_new(key, lines.dump(value))
+            store.put_new(table_dir + OWNER, lines.dump(value))
             return
         except NameTaken:
-            found = _read(store, key)
+            found = read(store, table_dir)
     if found != value:
-        raise _refusal(store, os.path.dirname(key), found or {}, at)
+        raise _refusal(store, table_dir, found or {}, at)
 
 
 def require(store: Store, table_dir: str, here: Place) -> None:
     """Raise ConfigError if a table's prefix is another server's or database's."""
-    found = _read(store, table_dir + OWNER)
+    found = read(store, table_dir)
     if found is not None and (found["system"], found["database_oid"]) != (here.system, here.database_oid):
-        raise _refusal(store, table_dir.rstrip("/"), found, None)
+        raise _refusal(store, table_dir, found, None)
 
 
 def require_run(run: runs.OpenRun, database: str, here: Place) -> None:
@@ -56,7 +55,7 @@ def require_run(run: runs.OpenRun, database: str, here: Place) -> None:
 
 def adopt(store: Store, table_dir: str, here: Place) -> bool:
     """Make a table's prefix ours, whosever it was; True if it was another's."""
-    found = _read(store, table_dir + OWNER)
+    found = read(store, table_dir)
     if found is None or (found["system"], found["database_oid"]) == (here.system, here.database_oid):
         return False
     store.delete(table_dir + OWNER)
@@ -66,7 +65,9 @@ def adopt(store: Store, table_dir: str, here: Place) -> bool:
     return True
 
 
-def _read(store: Store, key: str) -> Optional[dict[str, Any]]:
+def read(store: Store, table_dir: str) -> Optional[dict[str, Any]]:
+    """What a table's prefix says about its owner; None if it is nobody's yet."""
+    key = table_dir + OWNER
     try:
         content = store.get_bytes(key)
     except NotFound:
@@ -76,8 +77,8 @@ def _read(store: Store, key: str) -> Optional[dict[str, Any]]:
     return dict(value)
 
 
-def _refusal(store: Store, directory: str, owner: dict[str, Any], at: Optional[str]) -> ConfigError:
-    return ConfigError(f"'{store.url(directory)}/' belongs to another table, database or server",
+def _refusal(store: Store, table_dir: str, owner: dict[str, Any], at: Optional[str]) -> ConfigError:
+    return ConfigError(f"'{store.url(table_dir)}' belongs to another table, database or server",
                        detail=f"system {owner.get('system')}, database oid {owner.get('database_oid')}, "
                               f"{owner.get('database')} {owner.get('schema')}.{owner.get('table')}",
                        hint=HINT, at=at)

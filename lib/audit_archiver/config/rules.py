@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from audit_archiver.config.tree import KeyPath, Tree
+from audit_archiver.formats import names
 
 UNREADABLE_CLASSES = ("GLACIER", "DEEP_ARCHIVE")
 MIN_RETENTION_DAYS = 7
@@ -35,7 +36,7 @@ _OFF = (None, False)
 def apply(tree: Tree) -> None:
     """Apply every rule."""
     for rule in (_legal_holds, _locking, _classifications, _encryption, _storage, _connections, _retention,
-                 _names, _comfort):
+                 _names, _keys, _comfort):
         rule(tree)
 
 
@@ -189,6 +190,17 @@ def _names(tree: Tree) -> None:
             tables.setdefault(identity, inner)
     if databases and not tables and not tree.problems:
         tree.refuse(("databases",), "no table is configured", "list at least one under 'tables' of a database")
+
+
+def _keys(tree: Tree) -> None:
+    """Every object key fits into S3's 1,024 bytes, whatever the tables are called."""
+    prefix = names.normal_prefix(str(tree.get(("s3", "prefix")) or ""))
+    most = names.KEY_BYTES - names.BELOW_DATABASE_BYTES
+    for number, database in enumerate(tree.get(("databases",), [])):
+        size = len(names.database_dir(prefix, str(database.get("name") or "")).encode())
+        if size > most:
+            tree.refuse(("s3", "prefix"), f"'s3.prefix' and the name of {tree.subject(('databases', number))} take {size} bytes of every "
+                        f"object key, of which S3 allows {names.KEY_BYTES}", f"choose a prefix that is {size - most} bytes shorter")
 
 
 def _comfort(tree: Tree) -> None:

@@ -18,6 +18,14 @@ COMMIT = "_commit.json"
 ABANDONED = "_abandoned.json"
 SUFFIXES = (DATA, METADATA, KEYS, COMMIT, ABANDONED)
 
+NAME_BYTES = 255  # of a directory or file in staging, and of a part of a key in a store on a file system
+KEY_BYTES = 1024  # of a whole object key: S3's limit
+TABLE_BYTES = 210  # of a table's name in a directory; what fitted before names were shortened is still written in full
+BELOW_DATABASE_BYTES = TABLE_BYTES + len("/year=2025/month=12/day=30/") + NAME_BYTES
+"""The most that a key has after its database's directory."""
+
+_LONGEST_ENDING = len(f"{KEYS}.tmp")  # while it is written into staging; no shorter than _abandoned.json, _intent_9999.json
+_CUT = ".sha256."
 _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
@@ -43,7 +51,28 @@ def database_dir(prefix: str, database: str) -> str:
 
 
 def table_name(schema: str, table: str) -> str:
-    """The table's part of an object key: `table`, or `schema.table` outside public."""
+    """The table's part of an object key: `table`, or `schema.table` outside public; shortened where it is too long."""
+    return shortened(_full_name(schema, table), TABLE_BYTES)
+
+
+def shortened(name: str, most: int) -> str:
+    """`name`, or where it has more than `most` characters its beginning, '.sha256.' and the digest of all of it.
+
+    No name of a table has two dots, so none is ever taken for a shortened one; who needs the schema and the table back
+    reads them in `_owner.json` or in the metadata.
+    """
+    if len(name) <= most:
+        return name
+    ending = _CUT + hashlib.sha256(name.encode()).hexdigest()
+    return re.sub("%.?$", "", name[:most - len(ending)]) + ending
+
+
+def is_shortened(name: str) -> bool:
+    """True if a table's part of a key does not lead back to its schema and name."""
+    return _CUT in name
+
+
+def _full_name(schema: str, table: str) -> str:
     return percent(table) if schema == "public" else f"{percent(schema)}.{percent(table)}"
 
 
@@ -57,10 +86,10 @@ def stem(prefix: str, database: str, schema: str, table: str, archived_at: str, 
 
     `archived_at` is RFC 3339 UTC in whole seconds, as the server made it.
     """
-    day, name = archived_at[:10], table_name(schema, table)
-    year, month, date = day.split("-")
-    return (f"{table_dir(prefix, database, schema, table)}year={year}/month={month}/day={date}/"
-            f"{name}_{stamp(archived_at)}_batch_{number:03d}")
+    year, month, date = archived_at[:10].split("-")
+    ending = f"_{stamp(archived_at)}_batch_{number:03d}"
+    name = shortened(_full_name(schema, table), NAME_BYTES - len(ending) - _LONGEST_ENDING)
+    return f"{table_dir(prefix, database, schema, table)}year={year}/month={month}/day={date}/{name}{ending}"
 
 
 def stamp(archived_at: str) -> str:
@@ -88,15 +117,15 @@ def index_key(prefix: str, database: str, schema: str, table: str, run: str, seg
     return f"{index_dir(prefix, database, schema, table)}{run}_{segment:03d}.json"
 
 
-def owner_key(prefix: str, database: str, schema: str, table: str) -> str:
-    """The key that says which server's table writes under this prefix."""
-    return f"{table_dir(prefix, database, schema, table)}_owner.json"
-
-
 def staging_dir(root: str, batch: Mapping[str, Any]) -> str:
     """The staging directory of a batch section: one directory is one batch, `rm -r` forgets it."""
-    return os.path.join(root, percent(batch["database"]), f"{percent(batch['schema'])}.{percent(batch['table'])}",
+    return os.path.join(staging_table_dir(root, batch["database"], batch["schema"], batch["table"]),
                         f"{stamp(batch['archived_at'])}_batch_{batch['number']:03d}")
+
+
+def staging_table_dir(root: str, database: str, schema: str, table: str) -> str:
+    """The directory of a table's batches in staging: `schema.table` also in public, shortened as in a key."""
+    return os.path.join(root, percent(database), shortened(f"{percent(schema)}.{percent(table)}", TABLE_BYTES))
 
 
 def run_id(now: str, pid: int) -> str:
