@@ -10,6 +10,7 @@ import yaml
 
 from audit_archiver import exits
 from audit_archiver.formats import names
+from audit_archiver.postgres import locks
 from tests.ground import kill, tables
 from tests.ground.driven import Driven, logs, summary
 from tests.ground.held import backends, lock_row, staged_files
@@ -191,6 +192,22 @@ def test_each_locking_mode_and_scope_makes_the_same_archive(db: Any, driven: Cal
     commits = runs.archive.commits()
     assert {line["committed"]["by"] for line in commits} == {"holder" if mode == "held" else "aa-delete"}
     assert {line["deleted"]["verdict"] for line in commits} == {"FULL"}
+
+
+@pytest.mark.parametrize("mode", ["held", "late"])
+def test_a_table_that_another_run_holds_is_left_out_by_name_and_the_others_are_done(db: Any, driven: Callable[..., Driven], mode: str) -> None:
+    for name in ("one", "taken", "three"):
+        logs(db, f"public.{name}", old=40, young=5)
+    db.execute("SELECT pg_advisory_lock(%s, 'taken'::regclass::oid::int)", (locks.K1_CLASS,))
+    tables_ = [{"name": name, "timestamp_column": "created_at", "primary_key": "id"} for name in ("one", "taken", "three")]
+
+    result = driven(tables_, locking={"mode": mode, "scope": "table"}).run()
+
+    made = summary(result)
+    assert (result.rc, [table["outcome"] for table in made["databases"][0]["tables"]]) == (exits.SOME_FAILED, ["done", "failed", "done"]), result.err
+    assert [(error["table"], error["code"]) for error in made["errors"]] == [("taken", exits.LOCKED)]
+    assert "is locked by another run" in made["errors"][0]["msg"]
+    assert [db.scalar(f"SELECT count(*) FROM {name}") for name in ("one", "taken", "three")] == [5, 45, 5]
 
 
 @pytest.mark.req("REQ-VAC-001", "REQ-VAC-002")

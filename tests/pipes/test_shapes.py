@@ -434,7 +434,6 @@ def test_a_type_that_cannot_be_shown_exact_fails_the_check_and_the_run_by_name_w
     assert "`STABLE`" in (ROOT / "docs" / "types.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.xfail(strict=True, reason="driver/late.py takes aa-select's code 1 (a table or a row was left) for a failed pipeline")
 def test_a_row_that_stays_and_a_table_that_is_refused_stop_nothing_in_late_mode(db: TestDatabase, bucket: Any, config_file: Any) -> None:
     shape, plain = inexact(db), Shape("id int PRIMARY KEY", "n")
     for name, each in (("logs", shape), ("good", plain)):

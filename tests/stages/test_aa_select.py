@@ -399,6 +399,22 @@ def test_a_table_that_fails_by_itself_leaves_the_others_and_makes_the_end_a_1(db
     assert exported(path, {**refused, "refused": {"code": 5, "msg": "no privilege"}}).rc == 5
 
 
+def test_outcomes_say_of_each_job_how_it_ended_and_what_was_left(db, path, tmp_path):
+    table(db, "id int PRIMARY KEY, created_at timestamptz")
+    db.execute("INSERT INTO t SELECT i, '2024-01-01Z' FROM generate_series(1, 3) i")
+    good = job(path, "t")
+    plain = {key: good[key] for key in ("format", "version", "run", "database", "schema")}
+    refused = {**plain, "table": "no", "refused": {"code": 5, "msg": "no privilege"}}
+    said = tmp_path / "outcomes"
+    assert exported(path, {**good, "limit": 2}, {**good, "table": "missing"}, refused, good, argv=("--outcomes", str(said))).rc == 1
+    found = [json.loads(line) for line in said.read_text().splitlines()]
+    assert [(each["table"], each["swept"], (each["error"] or {}).get("code")) for each in found] == [
+        ("t", False, None), ("missing", False, 3), ("no", False, 5), ("t", True, None)]
+    assert "does not exist" in found[1]["error"]["msg"] and not any(each["inexact"] + each["too_wide"] for each in found)
+    away = exported(path, good, argv=("--outcomes", str(tmp_path / "no" / "where")))
+    assert (away.rc, away.out) == (3, b"") and "cannot write" in away.err
+
+
 @pytest.mark.req("T13")
 def test_bare_rows_are_for_people_and_never_inside_a_holder(db, path, holding):
     table(db, "id int PRIMARY KEY, created_at timestamptz")
@@ -408,6 +424,8 @@ def test_bare_rows_are_for_people_and_never_inside_a_holder(db, path, holding):
     holder = holding()
     refused = holder.stage("aa-select", lines.dump(plan(holder.settings, "t")), "--rows")
     assert refused.rc == 3 and "--rows cannot be used inside a transaction holder" in refused.err
+    refused = holder.stage("aa-select", lines.dump(plan(holder.settings, "t")), "--outcomes", "there")
+    assert refused.rc == 3 and "--outcomes cannot be used inside a transaction holder" in refused.err
 
 
 def test_the_last_batch_reads_as_few_pages_as_the_first(db, holding):

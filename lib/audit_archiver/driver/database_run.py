@@ -25,7 +25,7 @@ from audit_archiver.exits import ArchiverError, Failed, LockHeld
 from audit_archiver.holder.notes import JobKey, JobNotes, key_of
 from audit_archiver.holder.operations import Operations
 from audit_archiver.holder.server import Server
-from audit_archiver.holder.session import DatabaseSession, Recover
+from audit_archiver.holder.session import DatabaseSession, Recover, scope_error
 from audit_archiver.points import point
 
 STAGES = ("aa-select", "aa-serialize", "aa-upload", "aa-verify", "aa-delete")
@@ -123,32 +123,41 @@ class DatabaseRun:
         try:
             session = DatabaseSession(self.settings, self.database, self.run, self._recover)
             try:
-                todo = [job for job in self._todo(session) if (job["schema"], job["table"]) not in session.held]
+                todo = [job for job in self._todo(session) if "refused" not in job and self._may_begin(session, job)]
             finally:
                 session.close()
-            for job in todo:
-                if "refused" not in job:
-                    self.notes.setdefault(key_of(job), JobNotes(job, job["batch_size"]))
+            if not todo:
+                return None
             env = {**self._env, "AA_RUN": self.run, **places(self.settings, self._env)}
-            self._feed(self._start(processes, env, (*STAGES, RECORD)), todo)
-            failure = late.run(processes, self.notes, self._signals, lambda: self._tick(self))
-            if failure is None:
-                for notes in self.notes.values():
-                    notes.swept = True
-            return failure
+            with tempfile.NamedTemporaryFile(prefix="aa-outcomes-") as outcomes:
+                self._feed(self._start(processes, env, (*STAGES, RECORD), ["--outcomes", outcomes.name]), todo)
+                return late.run(processes, self.notes, len(todo), outcomes.name, self._signals, lambda: self._tick(self))
         except ArchiverError as error:
             return error
         finally:
             children.end(processes)
 
-    def _start(self, processes: list[Child], env: Mapping[str, str], stages: Sequence[str] = STAGES) -> int:
+    def _may_begin(self, session: DatabaseSession, job: dict[str, Any]) -> bool:
+        """True unless something forbids this one job, which is noted: what the holder finds when a job begins."""
+        notes = self.notes.setdefault(key_of(job), JobNotes(job, job["batch_size"]))
+        try:
+            session.plan(job, [])
+        except ArchiverError as error:
+            if not scope_error(error, session.per_table):
+                raise
+            notes.error = error
+        return notes.error is None
+
+    def _start(self, processes: list[Child], env: Mapping[str, str], stages: Sequence[str] = STAGES,
+               flags_of_first: Sequence[str] = ()) -> int:
         """Start the stages in a pipe; returns the descriptor that feeds the first one."""
         read_end, feed = os.pipe()
         lines.widen(feed, PIPE_BYTES)
         stdin: Any = os.fdopen(read_end, "rb")
         for stage in stages:
             with stdin:
-                processes.append(children.start_stage(stage, self._flags, env, stdin))
+                flags = [*self._flags, *(flags_of_first if not processes else ())]
+                processes.append(children.start_stage(stage, flags, env, stdin))
             stdin = processes[-1].stdout
             lines.widen(stdin.fileno(), PIPE_BYTES)
         return feed

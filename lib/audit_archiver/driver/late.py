@@ -2,7 +2,8 @@
 
 Each batch is exported under one snapshot and deleted by aa-delete's guarded path, which locks the keys, compares
 every row with the archive and commits in one short transaction. aa-record follows in the same pipe; what comes
-out of it is recorded, and is all that counts here.
+out of it is recorded, and is all that counts here. How each job ended and what was left of it says aa-select, in the
+file of its --outcomes.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from typing import Any, Callable, Optional, Sequence
 from audit_archiver import lines
 from audit_archiver.driver import children, pipeline
 from audit_archiver.driver.children import Child
-from audit_archiver.exits import TABLE, ArchiverError, Failed
+from audit_archiver.exits import READER_GONE, TABLE, ArchiverError, Failed
 from audit_archiver.formats import batch as batches
 from audit_archiver.holder.notes import JobKey, JobNotes
 
 END_GRACE_S = 600.0
 
 
-def run(processes: Sequence[Child], notes: dict[JobKey, JobNotes], signals: pipeline.Signals,
+def run(processes: Sequence[Child], notes: dict[JobKey, JobNotes], jobs: int, outcomes: str, signals: pipeline.Signals,
         tick: Callable[[], None]) -> Optional[ArchiverError]:
-    """Book every recorded batch that comes out of the last of `processes`; why the pipeline failed, or None."""
+    """Book every recorded batch that comes out of the last of `processes`; why the pipeline failed, or None.
+
+    `outcomes` is the file in which aa-select says how each of its `jobs` has ended: a job that fails by itself is no
+    failure of the pipeline.
+    """
     output = processes[-1].stdout
     assert output is not None
     began = time.monotonic()
@@ -43,7 +48,11 @@ def run(processes: Sequence[Child], notes: dict[JobKey, JobNotes], signals: pipe
     finally:
         children.end(processes)
         output.close()
-    return _verdict(processes)
+    ended = _outcomes(outcomes)
+    failure = _verdict(processes, len(ended) == jobs)
+    for outcome in ended:  # what was selected is not yet deleted: only a pipeline that ended well has swept a table
+        notes[(outcome["database"], outcome["schema"], outcome["table"])].take({**outcome, "swept": outcome["swept"] and failure is None})
+    return failure
 
 
 def _book_all(output: int, processes: Sequence[Child], notes: dict[JobKey, JobNotes],
@@ -76,13 +85,22 @@ def _book(line: dict[str, Any], notes: dict[JobKey, JobNotes]) -> None:
     each.gz_bytes += line["serialized"]["data"]["gz_bytes"]
 
 
-def _verdict(processes: Sequence[Child]) -> Optional[ArchiverError]:
-    """The first stage that failed by itself; those after it only lost their input."""
-    for process in processes:
-        code = process.returncode
-        if code:
-            error = Failed(f"'{children.title(process)}' ended with code {code}", hint="its own log says why")
-            error.code = code if code in TABLE and 0 < code < 128 else error.code
-            error.retry = code == 7
-            return error
-    return None
+def _outcomes(path: str) -> list[dict[str, Any]]:
+    """What aa-select said of the jobs that have ended."""
+    with open(path, "rb") as said:
+        return [lines.parse(line, "the outcomes of aa-select") for line in said if line.endswith(b"\n")]
+
+
+def _verdict(processes: Sequence[Child], every_job_ended: bool) -> Optional[ArchiverError]:
+    """The first stage that failed by itself: those after it only lost their input, those before it their reader."""
+    selecting = processes[0]
+    failed = [process for process in processes if process.returncode
+              and not (process is selecting and every_job_ended and process.returncode in TABLE)]
+    if not failed:
+        return None
+    culprit = next((process for process in failed if process.returncode != READER_GONE), failed[0])
+    code = culprit.returncode or 0
+    error = Failed(f"'{children.title(culprit)}' ended with code {code}", hint="its own log says why")
+    error.code = code if code in TABLE and 0 < code < 128 else error.code
+    error.retry = code == 7
+    return error

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from audit_archiver.config.model import Config
-from audit_archiver.exits import ConfigError, Failed, Mismatch, Retryable
+from audit_archiver.exits import ArchiverError, ConfigError, Failed, Mismatch, Retryable
 from audit_archiver.holder.batch import describe, name_left
-from audit_archiver.holder.notes import JobKey, key_of
+from audit_archiver.holder.notes import JobKey, JobNotes, key_of
 from audit_archiver.postgres import catalog, connect, ddl
 from audit_archiver.postgres.rows_sql import Statements, Window
 from audit_archiver.postgres.transaction import Locked, Transaction
@@ -23,6 +23,7 @@ class Export:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.left = 0
+        self._notes: dict[JobKey, JobNotes] = {}
         self._transactions: dict[str, Transaction] = {}
         self._numbers: dict[JobKey, int] = {}
         self._planned: dict[tuple[Any, ...], tuple[catalog.Shape, Statements]] = {}
@@ -42,6 +43,13 @@ class Export:
             self._end()
             return {}
         raise Failed(f"there is no operation '{op}' without a holder")
+
+    def ended(self, job: dict[str, Any], error: Optional[ArchiverError]) -> JobNotes:
+        """What is to be said of a job that has ended."""
+        notes = self._note(job)
+        del self._notes[key_of(job)]
+        notes.error, notes.swept = error, notes.swept and error is None
+        return notes
 
     def close(self) -> None:
         """End every connection."""
@@ -83,6 +91,10 @@ class Export:
         self._locked = locked = transaction.lock(cursor, limit, roundtrip=roundtrip, row_bytes=self._config.resources.max_row_bytes)
         self._checked.add(key_of(job))
         self.left += len(locked.inexact) + len(locked.too_wide)
+        notes = self._note(job)
+        notes.inexact += locked.inexact
+        notes.too_wide += locked.too_wide
+        notes.swept = locked.next is None
         name_left(shape.title, locked, self._config.resources.max_row_mb)
         host = self._config.database(job["database"]).host  # type: ignore[union-attr]
         return {"rows": locked.rows, "skipped_locked": 0, "first": locked.first, "last": locked.last,
@@ -98,6 +110,9 @@ class Export:
             raise Mismatch(f"{shape.title}: the snapshot gave {rows} rows, other than it counted")
         self._end()
         return {"rows": rows, "bytes": size, "rows_sha256": digest}
+
+    def _note(self, job: dict[str, Any]) -> JobNotes:
+        return self._notes.setdefault(key_of(job), JobNotes(job, job.get("batch_size") or 1))
 
     def _current(self) -> tuple[dict[str, Any], Transaction, catalog.Shape]:
         if self._open is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from audit_archiver.exits import ArchiverError
 
@@ -47,6 +47,22 @@ class JobNotes:
         left = self.job["limit"]
         return {**self.job, "cursor": self.cursor or self.job["cursor"],
                 "limit": None if left is None else max(0, left - self.rows)}
+
+    def outcome(self) -> dict[str, Any]:
+        """How the job ended in aa-select, as a line of its --outcomes."""
+        error = self.error
+        said = None if error is None else {"code": error.code, "msg": error.msg, "detail": error.detail, "hint": error.hint,
+                                           "at": error.at, "retry": error.retry}
+        return {**dict(zip(("database", "schema", "table"), key_of(self.job))), "swept": self.swept, "inexact": self.inexact,
+                "too_wide": self.too_wide, "error": said}
+
+    def take(self, outcome: Mapping[str, Any]) -> None:
+        """Note what such a line says; a sweep that began anew has found again what it left before."""
+        self.swept, self.inexact, self.too_wide = outcome["swept"], outcome["inexact"], outcome["too_wide"]
+        said = outcome["error"]
+        if said is not None:
+            self.error = ArchiverError(said["msg"], detail=said["detail"], hint=said["hint"], at=said["at"])
+            self.error.code, self.error.retry = said["code"], said["retry"]
 
 
 def key_of(job: dict[str, Any]) -> JobKey:

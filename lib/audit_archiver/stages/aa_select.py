@@ -9,7 +9,7 @@ aa-delete's guarded path. Run again it selects what is eligible then: archived r
 from __future__ import annotations
 
 import time
-from typing import Any, Optional, Protocol, Sequence
+from typing import Any, BinaryIO, Callable, Optional, Protocol, Sequence
 
 from audit_archiver import cli, config, exits, lines, log
 from audit_archiver.cli import Command
@@ -40,24 +40,44 @@ def build_parser() -> cli.Parser:
     parser = cli.parser(NAME, __doc__, reads="job lines")
     parser.add_argument("--rows", action="store_true",
                         help="write bare rows without frames, for people; such rows can never be deleted")
+    parser.add_argument("--outcomes", metavar="FILE", type=cli.text,
+                        help="without a holder: write to FILE how each job ended, one JSON line per job, once it has ended")
     return parser
 
 
 def run(command: Command) -> int:
     """Select every job's batches; a job that fails by itself is reported and the next one goes on."""
     if command.holder is not None:
-        if command.args.rows:
-            raise ConfigError("--rows cannot be used inside a transaction holder", hint="run it without AA_TXN")
+        for flag in ("rows", "outcomes"):
+            if getattr(command.args, flag):
+                raise ConfigError(f"--{flag} cannot be used inside a transaction holder", hint="run it without AA_TXN")
         return _select_all(command, command.holder)
     export = Export(config.load(command.args.config, command.env))
+    outcomes = None if command.args.outcomes is None else lines.Sink(_created(command.args.outcomes))
+
+    def ended(job: dict[str, Any], error: Optional[ArchiverError]) -> None:
+        notes = export.ended(job, error)
+        if outcomes is not None:
+            outcomes.emit(notes.outcome())
+
     try:
-        code = _select_all(command, export)
+        code = _select_all(command, export, ended)
         return exits.SOME_FAILED if code == exits.OK and export.left else code
     finally:
         export.close()
+        if outcomes is not None:
+            outcomes.stream.close()
 
 
-def _select_all(command: Command, lender: Lender) -> int:
+def _created(path: str) -> BinaryIO:
+    try:
+        return open(path, "wb", buffering=0)  # type: ignore[return-value]
+    except OSError as error:
+        raise ConfigError(f"cannot write '{path}': {error.strerror}", hint="--outcomes names a file") from None
+
+
+def _select_all(command: Command, lender: Lender,
+                ended: Callable[[dict[str, Any], Optional[ArchiverError]], None] = lambda job, error: None) -> int:
     failures: list[ArchiverError] = []
     done = 0
     for line in command.source():
@@ -66,17 +86,20 @@ def _select_all(command: Command, lender: Lender) -> int:
         if "refused" in job:
             lender.call("refuse", job=job)
             failures.append(_refused(job))
+            ended(job, failures[-1])
             continue
         try:
             if not _select(command, lender, job):
                 break
             done += 1
+            ended(job, None)
         except ArchiverError as error:
             # inside a holder it says what belongs to one job; an export's jobs are independent of each other
             if command.holder is not None and not isinstance(error, JobFailed):
                 raise
             log.error("job.failed", f"{jobs.name(job)}: {error.msg}", detail=error.detail, hint=error.hint, at=error.at, code=error.code)
             failures.append(error)
+            ended(job, error)
     if command.holder is not None or not failures:
         return exits.OK  # the holder has noted each failed job and answers for them
     codes = {error.code for error in failures}
