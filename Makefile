@@ -31,7 +31,7 @@ help:
 	@echo 'make bench        speed, memory and CPU against pipes written by hand (BENCH_ROWS=, BENCH_ROUNDS=)'
 	@echo 'make scale        a thousand tables in one run, five million rows in one table (SCALE_TABLES=, SCALE_ROWS=)'
 	@echo 'make matrix       every supported PostgreSQL against types, runs and recovery (MATRIX="11 17" for some)'
-	@echo 'make man          write the OPTIONS and EXIT STATUS blocks of man/*.1; man-check only compares'
+	@echo 'make man          write what is generated in man/ and docs/ (options, codes, keys, checks); man-check only compares'
 	@echo 'make trace        which requirements have a passing test'
 	@echo 'make install      into PREFIX=$(PREFIX), under DESTDIR= if given'
 	@echo 'make clean        remove caches, build products, demo and bench; $(VENV) stays'
@@ -73,10 +73,10 @@ matrix: setup
 	$(PY) tools/matrix.py
 
 man: setup
-	$(PY) tools/man.py
+	$(PY) tools/man.py && $(PY) tools/checks.py && $(PY) tools/reference.py
 
 man-check: setup
-	$(PY) tools/man.py --check
+	@for tool in man checks reference; do $(PY) tools/$$tool.py --check || failed=1; done; exit $${failed:-0}
 
 trace: setup
 	$(PY) tools/traced.py

@@ -1,13 +1,17 @@
-"""Write docs/checks.md from the declarations in preflight/on_*.py: `python tools/checks.py`."""
+"""Write docs/checks.md from the declarations in preflight/on_*.py; --check only compares."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from audit_archiver.preflight import checks
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "checks.md"
+from audit_archiver.preflight import checks  # noqa: E402
+from tools.generated import main  # noqa: E402
+
+PAGE = ROOT / "docs" / "checks.md"
 HEAD = """\
 # The checks before a run
 
@@ -38,5 +42,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    sys.exit(0)
+    sys.exit(main("write docs/checks.md", {PAGE: page()}))

@@ -11,24 +11,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import re
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from audit_archiver import exits  # noqa: E402
 from tests.ground.run import module_name  # noqa: E402
-
-BLOCKS = ("NAME", "OPTIONS", "EXIT STATUS")
-
-
-def escape(text: str) -> str:
-    """Text as roff takes it: hyphens stay hyphens, a leading dot or quote is no request."""
-    text = " ".join(text.split()).replace("\\", "\\e").replace("-", "\\-")
-    return "\\&" + text if text[:1] in (".", "'") else text
+from tools.generated import escape, main, with_block  # noqa: E402
 
 
 def synopsis(action: argparse.Action) -> str:
@@ -69,31 +61,10 @@ def rewritten(page: Path) -> str:
     module = importlib.import_module(module_name(page.stem))
     text = page.read_text(encoding="utf-8")
     for name, block in blocks(module.build_parser()).items():
-        pattern = re.compile(rf'(?<=^\.\\" BEGIN {name}\n).*?(?=^\.\\" END {name}$)', re.MULTILINE | re.DOTALL)
-        text, count = pattern.subn(lambda _, block=block: block + "\n", text)  # type: ignore[misc]
-        if count != 1:
-            raise ValueError(f'{page.relative_to(ROOT)}: {count} blocks .\\" BEGIN {name} ... .\\" END {name}, 1 is needed')
+        text = with_block(page, text, name, block)
     return text
 
 
-def stale() -> list[tuple[Path, str]]:
-    """(page, what it should be) for every page that differs."""
-    found = [(page, rewritten(page)) for page in sorted((ROOT / "man").glob("*.1"))]
-    return [(page, text) for page, text in found if text != page.read_text(encoding="utf-8")]
-
-
-def main(argv: Optional[list[str]] = None) -> int:
-    """Write, or compare."""
-    parser = argparse.ArgumentParser(prog="man", description="write the generated blocks of the man pages")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a byte would change")
-    args = parser.parse_args(argv)
-    differing = stale()
-    for page, text in differing:
-        print(f"{page.relative_to(ROOT)}: {'is not what make man writes' if args.check else 'written'}")
-        if not args.check:
-            page.write_text(text, encoding="utf-8")
-    return 1 if args.check and differing else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("write the generated blocks of the man pages of commands",
+                  {page: rewritten(page) for page in sorted((ROOT / "man").glob("*.1"))}))

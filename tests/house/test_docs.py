@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
+from audit_archiver.config import rules
+from audit_archiver.formats import schema
 from tests.ground.run import ROOT, module, names, written
+from tools import checks, generated, reference
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```.*?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -73,9 +80,38 @@ def test_the_readme_opens_with_the_demo_and_the_tests() -> None:
     assert first[0].startswith("    make demo") and first[1].startswith("    make test")
 
 
-def test_the_page_of_the_checks_is_what_the_checks_declare() -> None:
-    spec = importlib.util.spec_from_file_location("checks_page", ROOT / "tools" / "checks.py")
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    assert (ROOT / "docs" / "checks.md").read_text(encoding="utf-8") == made.page(), "run 'python tools/checks.py'"
+@pytest.mark.parametrize("made", [{checks.PAGE: checks.page()}, reference.rewritten()], ids=["checks", "reference"])
+def test_a_generated_page_is_what_make_man_writes(made: dict[Path, str]) -> None:
+    for page, text in made.items():
+        assert page.read_text(encoding="utf-8") == text, "run 'make man'"
+
+
+def test_the_reference_has_every_key_of_the_configuration_with_an_example_that_is_accepted() -> None:
+    whole, told = schema.load("config"), 0
+    for section, node in reference.sections():
+        for key in reference.keys(section, node):
+            alone = {"$defs": whole["$defs"], "type": "object", "properties": {key.name: node["properties"][key.name]}}
+            written = f"{key.name}: {reference._yaml(key.example)}"
+            jsonschema.validate(yaml.safe_load(written), alone)
+            assert yaml.safe_load(written) == {key.name: key.example} and key.meaning and key.type
+            told += f"`{written}`" in reference.PAGE.read_text(encoding="utf-8")
+    assert told == len(re.findall(r'"description":', json.dumps(whole["properties"]))) + sum(
+        len(whole["$defs"][each]["properties"]) for each in ("database", "table")) + sum(
+        "$ref" in each for each in whole["properties"]["defaults"]["properties"].values())
+
+
+def test_the_keys_that_are_said_to_be_not_used_are_those_that_warn() -> None:
+    said = {(section, key.name) for section, node in reference.sections() for key in reference.keys(section, node)
+            if key.meaning.startswith("Not used")}
+    warn = {(path[0], path[1]) for path, _ in rules.COMFORT} | {("databases", key) for key, _ in rules.COMFORT_OF_A_DATABASE}
+    assert said == warn | {("", "notifications"), ("", "restore_watermark"), ("tables", "classification"), ("locking", "redis_url_env")}
+
+
+@pytest.mark.parametrize("tool", ["man", "checks", "reference"])
+def test_check_writes_nothing_and_names_a_page_that_differs(tool: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = ROOT / "docs" / "checks.md"
+    before = page.read_bytes()
+    assert generated.main("of the test", {page: "other"}, ["--check"]) == 1
+    assert (capsys.readouterr().out, page.read_bytes()) == ("docs/checks.md: is not what make man writes\n", before)
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--check"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
 from tests.ground.run import ROOT, module, names, written
+from tools import man
 
 SECTIONS = ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "FILES", "RISKS", "EXAMPLES", "SEE ALSO"]
 PAGES = sorted((ROOT / "man").glob("*.[157]"))
 COMMAND_PAGES = [page for page in PAGES if page.suffix == ".1"]
 
 
-def _generator():  # type: ignore[no-untyped-def]
-    spec = importlib.util.spec_from_file_location("man", ROOT / "tools" / "man.py")
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
 @pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.name)
 def test_the_generated_blocks_are_what_make_man_writes(page: Path) -> None:
-    assert page.read_text() == _generator().rewritten(page), "run 'make man'"
+    assert page.read_text() == man.rewritten(page), "run 'make man'"
 
 
 @pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.name)

@@ -86,7 +86,7 @@ def test_what_is_wrong_in_a_database_is_said(tmp_path: Path, line: str, says: st
     ("vacuum_strategy: analyse", "'vacuum_strategy' of table 'audit_logs' in database 'prod' must be one of none, "
                                  "analyze, standard, full, not 'analyse'. did you mean 'analyze'?"),
     ("classification: secret", "'classification' of table 'audit_logs' in database 'prod' must be one of PUBLIC, "
-     "INTERNAL, CONFIDENTIAL, PII, FINANCIAL, null, not 'secret'. Label of the data, kept for reports"),
+     "INTERNAL, CONFIDENTIAL, PII, FINANCIAL, null, not 'secret'. Not used yet: a label of the data"),
     ("schema: ''", "'schema' of table 'audit_logs' in database 'prod' is empty. Schema of the table"),
 ])
 def test_what_is_wrong_in_a_table_is_said(tmp_path: Path, line: str, says: str) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from audit_archiver import config, exits
-from audit_archiver.config import check
 from tests.unit import configs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,9 +97,3 @@ def test_an_example_file_is_loaded_without_a_warning(path: Path) -> None:
 
 def test_the_documentation_has_examples() -> None:
     assert len(DOCUMENTED) >= 3 and len(EXAMPLES) >= 2
-
-
-def test_the_man_page_names_every_key() -> None:
-    page = re.findall(r"[a-z0-9_]+", (ROOT / "man" / "aa-config.5").read_text().replace("\\", ""))
-    keys = {key for _, section in check._sections() for key in section["properties"]} - {"access_key_id", "redis_url_env"}
-    assert keys - set(page) == set()
