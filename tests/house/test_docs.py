@@ -12,8 +12,12 @@ import jsonschema
 import pytest
 import yaml
 
+from audit_archiver import exits, points
+from audit_archiver.catalogue import owner, record, staged
 from audit_archiver.config import rules
+from audit_archiver.formats import names as objects
 from audit_archiver.formats import schema
+from audit_archiver.objectstore import multipart
 from tests.ground.run import ROOT, module, names, written
 from tools import checks, generated, reference
 
@@ -78,6 +82,31 @@ def test_every_quoted_manual_page_exists(page: Path) -> None:
 def test_the_readme_opens_with_the_demo_and_the_tests() -> None:
     first = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").split("\n")[1:] if line]
     assert first[0].startswith("    make demo") and first[1].startswith("    make test")
+
+
+def test_the_table_of_exit_codes_is_complete() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d[^|]*) \| ([^|]*) \|", text[text.index("## Exit codes"):text.index("## Stopping it")], re.MULTILINE)
+    assert dict(rows) == {**{str(code): meaning for code, meaning in exits.TABLE.items()}, "128+n": "ended by signal n"}
+    codes = {each.code for each in vars(exits).values() if isinstance(each, type) and issubclass(each, exits.ArchiverError)}
+    assert codes <= set(exits.TABLE)
+
+
+def test_the_drawing_of_a_batch_names_every_point_that_a_stage_or_the_holder_passes() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = text[text.index("## One batch, from BEGIN"):text.index("## What lies where")]
+    named = re.findall(r"\b[a-z]+(?:\.[a-z]+)+\b", drawn.replace(".json", ""))
+    held, _, guarded = drawn.partition("By the guarded path")
+    assert set(named) - {"locking.mode"} == {each for each in points.POINTS if each.split(".")[0] not in ("archive", "recover")}
+    assert "holder.commit.sent" in held.partition("==+")[2] and "guarded.committed" in guarded.partition("==+")[2]
+
+
+def test_the_drawing_of_places_names_every_file_that_is_written() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    places = text[text.index("## What lies where"):text.index("## After a fault")]
+    for name in (*objects.SUFFIXES, owner.OWNER, record.HELD, staged.BATCH_FILE, multipart.STATE, "_intent_{n}.json",
+                 "-start.json", "-end.json", "/.index/{run}_{NNN}.json"):
+        assert name in places, name
 
 
 @pytest.mark.parametrize("made", [{checks.PAGE: checks.page()}, reference.rewritten()], ids=["checks", "reference"])
