@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from audit_archiver import lines
 from audit_archiver.exits import ConfigError, Failed, Mismatch
 from audit_archiver.holder.callers import Caller
 from audit_archiver.holder.client import Client, JobFailed
 from tests.ground import tables
-from tests.ground.held import RUN, backends, plan, stuck_copy
-from tests.ground.run import run_stage
+from tests.ground.held import RUN, WHOLE, backends, plan, stuck_copy
+from tests.ground.run import BIN, run_stage
 from tests.ground.wait import until
 from tests.pipes.conftest import rows_left
 
@@ -228,6 +229,44 @@ def test_two_jobs_of_a_table_each_keep_to_their_own_window(holding, db):
                           "AND created_at < '2024-07-01Z') FROM audit_logs")[0]
     assert tuple(line["deleted"]["rows"] for line in holder.archive(early, late)) == expected
     assert min(expected) > 5
+
+
+def test_the_next_batch_is_locked_while_the_rows_of_the_one_before_flow(holding, db):
+    tables.fill(db.connection, rows=3000, first="2023-01-01", last="2023-12-31", start=1000)
+    holder = holding(in_flight=2)
+    job = plan(holder.settings, "audit_logs", batch_size=2000)
+    with selecting(holder, job) as child:  # whose rows are more than a pipe holds, and nobody reads them
+        until(lambda: [batch.state for batch in holder.operations.open_batches()] == ["locked", "locked"], "two batches are locked")
+        out, _ = child.communicate(timeout=60)
+    frames = [line for line in out.splitlines() if line.startswith(b"[")]
+    assert [frame[:6] for frame in frames] == [b'["aa-r', b'["end"', b'["aa-r', b'["end"']
+    assert child.returncode == 0 and out.count(b"\n") == 3100 + len(frames)
+
+
+def test_no_batch_is_locked_ahead_where_a_pause_is_wished(holding, db):
+    tables.fill(db.connection, rows=3000, first="2023-01-01", last="2023-12-31", start=1000)
+    holder = holding(in_flight=2)
+    with selecting(holder, plan(holder.settings, "audit_logs", batch_size=2000, sleep_s=1)) as child:
+        assert child.stdout.read(1), "the rows flow"
+        assert len(holder.operations.open_batches()) == 1
+        child.communicate(timeout=60)
+    assert child.returncode == 0
+
+
+def test_one_batch_at_a_time_goes_through_too(holding, db):
+    holder = holding(in_flight=1)
+    failure, committed = holder.command(WHOLE, plan(holder.settings, "audit_logs", batch_size=30))
+    assert failure is None and [line["batch"]["rows"] for line in committed] == [30, 45, 25]
+    assert rows_left(db) == 100
+
+
+def selecting(holder, job):
+    """A real aa-select in a process of its own, with its output in a pipe."""
+    child = subprocess.Popen([str(BIN / "aa-select")], env={"PATH": os.defpath, **holder.env}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdin.write(lines.dump(job))
+    child.stdin.close()
+    child.stdin = None
+    return child
 
 
 def test_a_sweep_that_ends_with_an_empty_batch_is_not_over_before_the_batch_before_it(holding, db):

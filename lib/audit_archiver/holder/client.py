@@ -37,23 +37,35 @@ class Client:
             raise ConfigError(f"AA_TXN names '{path}', but no transaction holder answers there: {error.strerror or error}",
                               hint="run inside 'aa-txn -- ...', or unset AA_TXN for the guarded mode") from None
         self._replies = self._socket.makefile("rb")
-        self._waiting = False
+        self._waiting: Optional[str] = None
         self.holder = self.call("hello", stage=stage, pid=os.getpid())["holder"]
 
     def call(self, op: str, descriptor: Optional[int] = None, **fields: Any) -> dict[str, Any]:
         """Send one operation and return its answer; a refusal is raised with the holder's code and words."""
+        self.ask(op, descriptor, **fields)
+        return self.answer()
+
+    def ask(self, op: str, descriptor: Optional[int] = None, **fields: Any) -> None:
+        """Send one operation, whose answer is to be fetched before the next is sent; until then `fileno` can be polled."""
         request = json.dumps({"op": op, **fields}, ensure_ascii=False).encode() + b"\n"
-        self._waiting = True
+        self._waiting = op
         try:
             if descriptor is None:
                 self._socket.sendall(request)
             else:
                 sent = socket.send_fds(self._socket, [request], [descriptor])
                 self._socket.sendall(request[sent:])
+        except OSError as error:
+            raise Failed(f"the transaction holder went away during '{op}': {error.strerror}") from None
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the answer to what was asked."""
+        op = self._waiting
+        try:
             line = self._replies.readline()
         except OSError as error:
             raise Failed(f"the transaction holder went away during '{op}': {error.strerror}") from None
-        self._waiting = False
+        self._waiting = None
         if not line.endswith(b"\n"):
             raise Failed(f"the transaction holder went away during '{op}'",
                          hint="it says why on its own standard error; nothing of this batch was committed by it")
@@ -61,6 +73,10 @@ class Client:
         if not answer.get("ok"):
             raise _refusal(answer)
         return answer
+
+    def fileno(self) -> int:
+        """The socket's descriptor: readable when an answer is there, or the holder gone."""
+        return self._socket.fileno()
 
     def bye(self, code: int, error: Optional[ArchiverError], busy_s: float = 0.0) -> None:
         """Say the exit code, the last words and how long we worked; after a code other than 0 nothing more is committed.

@@ -1,22 +1,24 @@
 """Read job lines and write the rows of each batch between two frames, locked in a transaction that the holder keeps.
 
 Reads job lines; writes rows streams (man 5 aa-rows); touches PostgreSQL only. Inside aa-txn or aa-archive the
-holder locks the rows (FOR UPDATE SKIP LOCKED) and copies them straight into this command's output; without a
-holder each batch is read under one snapshot and nothing is locked: such batches can only be deleted by
-aa-delete's guarded path. Run again it selects what is eligible then: archived rows are gone from the table.
+holder locks the rows (FOR UPDATE SKIP LOCKED) and copies them straight into this command's output, and locks
+the next batch meanwhile, unless the job wishes a pause; without a holder each batch is read under one snapshot
+and nothing is locked: such batches can only be deleted by aa-delete's guarded path. Run again it selects what
+is eligible then: archived rows are gone from the table.
 """
 
 from __future__ import annotations
 
+import select
 import time
-from typing import Any, BinaryIO, Callable, Optional, Protocol, Sequence
+from typing import Any, BinaryIO, Callable, Generator, NamedTuple, Optional, Protocol, Sequence
 
 from audit_archiver import cli, config, exits, lines, log
 from audit_archiver.cli import Command
 from audit_archiver.exits import ArchiverError, ConfigError
 from audit_archiver.formats import frames, names
 from audit_archiver.formats import job as jobs
-from audit_archiver.holder.client import JobFailed
+from audit_archiver.holder.client import Client, JobFailed
 from audit_archiver.holder.export import Export
 from audit_archiver.points import point
 
@@ -51,7 +53,11 @@ def run(command: Command) -> int:
         for flag in ("rows", "outcomes"):
             if getattr(command.args, flag):
                 raise ConfigError(f"--{flag} cannot be used inside a transaction holder", hint="run it without AA_TXN")
-        return _select_all(command, command.holder)
+        ahead = Client(command.env["AA_TXN"], NAME)
+        try:
+            return _select_all(command, command.holder, ahead=ahead)
+        finally:
+            ahead.bye(exits.OK, None)
     export = Export(config.load(command.args.config, command.env))
     outcomes = None if command.args.outcomes is None else lines.Sink(_created(command.args.outcomes))
 
@@ -77,7 +83,8 @@ def _created(path: str) -> BinaryIO:
 
 
 def _select_all(command: Command, lender: Lender,
-                ended: Callable[[dict[str, Any], Optional[ArchiverError]], None] = lambda job, error: None) -> int:
+                ended: Callable[[dict[str, Any], Optional[ArchiverError]], None] = lambda job, error: None,
+                ahead: Optional[Client] = None) -> int:
     failures: list[ArchiverError] = []
     done = 0
     for line in command.source():
@@ -89,7 +96,7 @@ def _select_all(command: Command, lender: Lender,
             ended(job, failures[-1])
             continue
         try:
-            if not _select(command, lender, job):
+            if not _select(command, lender, job, ahead):
                 break
             done += 1
             ended(job, None)
@@ -113,32 +120,101 @@ def _refused(job: dict[str, Any]) -> ArchiverError:
     return error
 
 
-def _select(command: Command, lender: Lender, job: dict[str, Any]) -> bool:
-    """All batches of one job, from its cursor until the sweep or its limit ends; False if the holder is draining."""
-    cursor, left, first = job["cursor"], job["limit"], True
-    while left is None or left > 0:
-        if not first:
-            _sleep(command, job["sleep_s"])
-        first = False
-        begun = lender.call("begin", job=job)
-        if begun.get("stop"):
-            return False
-        point("select.begun")
-        limit = begun["rows"] if left is None else min(begun["rows"], left)
-        locked = lender.call("lock", handle=begun["handle"], cursor=cursor, limit=limit)
-        point("select.locked")
-        if locked["rows"]:
-            _write(command, lender, job, begun, locked)
+def _select(command: Command, lender: Lender, job: dict[str, Any], ahead: Optional[Client]) -> bool:
+    """All batches of one job, from its cursor until the sweep or its limit ends; False if the holder is draining.
+
+    With `ahead`, which speaks to the holder beside `lender`, each batch is begun and locked while the rows of the one before
+    flow. Not where a pause is wished between them: it comes before a transaction begins.
+    """
+    taken = _all(lender, _take(job, job["cursor"], job["limit"]))
+    while taken is not None:
+        cursor, left = taken.locked["next"], taken.left
+        more = cursor is not None and (left is None or left > 0)
+        coming = _Coming(ahead, _take(job, cursor, left)) if more and ahead is not None and not job["sleep_s"] else None
+        if taken.locked["rows"]:
+            _write(command, lender, job, taken, coming)
         else:
-            lender.call("abandon", handle=begun["handle"])
-        cursor = locked["next"]
-        if cursor is None:
-            break
-        left = None if left is None else left - locked["rows"]
-    return True
+            lender.call("abandon", handle=taken.begun["handle"])
+        if not more:
+            return True
+        if coming is not None:
+            taken = coming.result()
+        else:
+            _sleep(command, job["sleep_s"])
+            taken = _all(lender, _take(job, cursor, left))
+    return False
 
 
-def _write(command: Command, lender: Lender, job: dict[str, Any], begun: dict[str, Any], locked: dict[str, Any]) -> None:
+class _Taken(NamedTuple):
+    """A batch begun and locked; `left` of the job's limit after it."""
+
+    begun: dict[str, Any]
+    locked: dict[str, Any]
+    left: Optional[int]
+
+
+Talk = Generator[tuple[str, dict[str, Any]], dict[str, Any], Optional[_Taken]]
+
+
+def _take(job: dict[str, Any], cursor: Optional[list[str]], left: Optional[int]) -> Talk:
+    """Begin and lock the next batch: yields each operation, is sent its answer. None if the holder is draining."""
+    begun = yield "begin", {"job": job}
+    if begun.get("stop"):
+        return None
+    point("select.begun")
+    limit = begun["rows"] if left is None else min(begun["rows"], left)
+    locked = yield "lock", {"handle": begun["handle"], "cursor": cursor, "limit": limit}
+    point("select.locked")
+    return _Taken(begun, locked, None if left is None else left - locked["rows"])
+
+
+def _all(lender: Lender, talk: Talk) -> Optional[_Taken]:
+    """Have the whole talk with `lender`, waiting for each answer."""
+    try:
+        op, fields = next(talk)
+        while True:
+            op, fields = talk.send(lender.call(op, **fields))
+    except StopIteration as end:
+        return end.value
+
+
+class _Coming:
+    """A talk that goes on whenever its answer is there, beside other work."""
+
+    def __init__(self, client: Client, talk: Talk) -> None:
+        self._client, self._talk = client, talk
+        self._error: Optional[ArchiverError] = None
+        self._taken: Optional[_Taken] = None
+        self.over = False
+        self._ask(next(talk))
+
+    def fileno(self) -> int:
+        """Readable when `go_on` will not wait."""
+        return self._client.fileno()
+
+    def go_on(self) -> None:
+        """Take the answer and ask the next. An error is kept for `result`: it is not that of the work beside."""
+        try:
+            self._ask(self._talk.send(self._client.answer()))
+        except StopIteration as end:
+            self._taken, self.over = end.value, True
+        except ArchiverError as error:
+            self._error, self.over = error, True
+
+    def result(self) -> Optional[_Taken]:
+        """Wait for the end of the talk; raises what ended it."""
+        while not self.over:
+            self.go_on()
+        if self._error is not None:
+            raise self._error
+        return self._taken
+
+    def _ask(self, request: tuple[str, dict[str, Any]]) -> None:
+        self._client.ask(request[0], **request[1])
+
+
+def _write(command: Command, lender: Lender, job: dict[str, Any], taken: _Taken, coming: Optional[_Coming]) -> None:
+    begun, locked = taken.begun, taken.locked
     batch = {
         "id": names.batch_id(job["database"], job["schema"], job["table"], locked["first"], locked["last"], locked["keys_sha256"]),
         "number": begun["number"], **{field: job[field] for field in ("run", "database", "schema", "table", "key", "timestamp", "cutoff")},
@@ -151,13 +227,27 @@ def _write(command: Command, lender: Lender, job: dict[str, Any], begun: dict[st
     started = time.monotonic()
     if framed:
         command.sink.write(frames.opening(batch, locked["table"]))
-    copied = lender.call("copy", command.sink.descriptor(), handle=begun["handle"])
+    if coming is None or command.holder is None:
+        copied = lender.call("copy", command.sink.descriptor(), handle=begun["handle"])
+    else:
+        copied = _copy(command.holder, command.sink.descriptor(), begun["handle"], coming)
     point("select.copied")
     if framed:
         command.sink.write(frames.closing(batch["id"], copied["rows"], copied["rows_sha256"]))
     log.info("batch.selected", f"{job['schema']}.{job['table']} batch_{batch['number']:03d}: {copied['rows']} rows selected",
              batch=batch["id"], rows=copied["rows"], bytes=copied["bytes"], skipped_locked=locked["skipped_locked"],
              seconds=round(time.monotonic() - started, 3))
+
+
+def _copy(holder: Client, descriptor: int, handle: str, coming: _Coming) -> dict[str, Any]:
+    """Have the rows copied; meanwhile `coming` goes on."""
+    holder.ask("copy", descriptor, handle=handle)
+    while not coming.over:
+        ready, _, _ = select.select([holder, coming], [], [])
+        if holder in ready:
+            break
+        coming.go_on()
+    return holder.answer()
 
 
 def _sleep(command: Command, seconds: float) -> None:
