@@ -98,6 +98,7 @@ class Codec:
     value may come back and another not, None where every value does. `loose`: the text of an array or composite
     around it is not exact; `array_as`: the element type through which an array's text is exact nevertheless.
     `around`: what to_json puts around the text of an encoded value, where that is all it does; else None.
+    `encodes_json`: an encoded value is json already, and NULL just where the value is.
     `raises`: `encode` raises for a value that would not come back, so that each value has to pass through it.
     `comparable`: the `=` and `<` of pg_catalog compare two values, as a key's must be. `ranked_as`: the type as which they
     do, where ORDER BY would take an order of the type's own.
@@ -113,6 +114,7 @@ class Codec:
     loose: bool = False
     array_as: Optional[str] = None
     around: Optional[str] = None
+    encodes_json: bool = False
     raises: bool = False
     comparable: bool = True
     ranked_as: Optional[str] = None
@@ -120,6 +122,8 @@ class Codec:
     def fragments(self, x: str, before: str) -> list[str]:
         """Expressions whose texts together, NULLs left out, are `before` and what row_to_json writes for `x`."""
         value = self.encode(x)
+        if self.encodes_json:
+            return [literal(before), f"coalesce({value}, 'null')"]
         if self.around is None:
             return [literal(before), f"coalesce(to_json({value}), 'null')"]
         begin = f"CASE WHEN {x} IS NULL THEN {literal(before + 'null')} ELSE {literal(before + self.around)} END"
@@ -231,7 +235,7 @@ def _array(kind: Type, item: Codec, depth: int) -> Codec:
     doubt = item.doubt
     if item.loose and not item.array_as:
         doubt = doubt or f"the text of several dimensions of '{item.sql}' is not exact"
-    return Codec(kind.sql, "json", encode, decode, scalar=False, loose=item.loose, doubt=doubt, raises=item.raises)
+    return Codec(kind.sql, "json", encode, decode, scalar=False, loose=item.loose, doubt=doubt, encodes_json=True, raises=item.raises)
 
 
 def _range(kind: Type, bound: Codec, depth: int) -> Codec:
