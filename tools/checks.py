@@ -17,7 +17,10 @@ HEAD = """\
 
 `aa-check` runs all of them, and so does `aa-archive --validate-only`:
 
-    aa-check -c my.yaml --output text
+<!-- scene: old rows -->
+```sh
+aa-check -c my.yaml --output text
+```
 
 A run itself repeats them before its first batch, but for those that take a while or that it learns anyway.
 A failure refuses the table or the database with the exit code given; a warning lets the run go on. This page is made by
