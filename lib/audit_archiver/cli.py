@@ -165,11 +165,7 @@ class _End:
         log.error("stopped", self.last_words.msg, code=self.code)
 
     def internal(self, error: Exception) -> None:
-        """A defect of ours: exit 2, never Python's 1. Its message could hold a row or a secret, its place cannot."""
-        self.code, self.last_words = exits.FAILED, Failed(f"internal error: {type(error).__name__}")
-        log.error("internal", f"{self.last_words.msg} in {_where(error)}", code=self.code,
-                  hint="nothing was committed by this command after this point; please report it")
-        log.debug("internal.trace", "".join(traceback.format_tb(error.__traceback__)))
+        self.code, self.last_words = exits.FAILED, _internal(error)
 
 
 def _run(end: _End, name: str, build_parser: Callable[[], Parser], body: Callable[[Command], int],
@@ -197,7 +193,7 @@ def _run(end: _End, name: str, build_parser: Callable[[], Parser], body: Callabl
         except OSError as error:
             raise _os_error(error) from error
         except MemoryError:
-            raise ResourceError("out of memory", hint="lower batch_size or max_row_mb") from None
+            raise _out_of_memory() from None
     except ArchiverError as error:
         end.failed(error)
     except Stopped as stop:
@@ -207,6 +203,28 @@ def _run(end: _End, name: str, build_parser: Callable[[], Parser], body: Callabl
     finally:
         if holder is not None:
             holder.bye(end.code, end.last_words, command.busy_s if command else 0.0)
+
+
+def explained(error: Exception) -> ArchiverError:
+    """Any exception as an error that a person can act on; a defect of ours is logged with its place."""
+    if isinstance(error, ArchiverError):
+        return error
+    if isinstance(error, MemoryError):
+        return _out_of_memory()
+    return _os_error(error) if isinstance(error, OSError) else _internal(error)
+
+
+def _internal(error: Exception) -> ArchiverError:
+    """A defect of ours: exit 2, never Python's 1. Its message could hold a row or a secret, its place cannot."""
+    made = Failed(f"internal error: {type(error).__name__}")
+    log.error("internal", f"{made.msg} in {_where(error)}", code=made.code,
+              hint="nothing was committed by this command after this point; please report it")
+    log.debug("internal.trace", "".join(traceback.format_tb(error.__traceback__)))
+    return made
+
+
+def _out_of_memory() -> ArchiverError:
+    return ResourceError("out of memory", hint="lower batch_size or max_row_mb")
 
 
 def _os_error(error: OSError) -> ArchiverError:

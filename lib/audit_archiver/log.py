@@ -35,6 +35,8 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = _fields(record)
         text = f"{_context.get('stage') or 'audit-archiver'}: "
+        origin = record.__dict__.get("origin")
+        text += f"{origin}: " if origin else ""
         if record.levelno >= logging.WARNING:
             text += f"{record.levelname.lower()}: "
         at = fields.get("at")
@@ -93,6 +95,24 @@ def before_each(act: Callable[[], None]) -> None:
         handler.addFilter(make_way)
 
 
+def divert(send: Callable[[tuple[int, str, str, dict[str, Any]]], bool]) -> None:
+    """Hand each later record to `send` instead of writing it; one that it cannot take (False) is written after all.
+
+    For a worker, whose parent says it with `pass_on`: only one process writes, and only it knows what stands on the terminal.
+    """
+    def sent(record: logging.LogRecord) -> bool:
+        return not send((record.levelno, record.__dict__["event"], record.getMessage(), _fields(record)))
+
+    for handler in _logger.handlers:
+        handler.filters[:] = [sent]
+
+
+def pass_on(origin: str, told: tuple[int, str, str, dict[str, Any]]) -> None:
+    """Write a record that another process has handed to `divert`; `origin` is the database it works on."""
+    level, event, msg, fields = told
+    _logger.log(level, "%s", msg, extra={"event": event, "fields": fields, "origin": origin})
+
+
 def set_style(name: str) -> None:
     """Apply the configuration's observability.log_format (auto, json, text) unless --log-format chose already."""
     if name != "auto" and _asked == "auto":
@@ -107,7 +127,7 @@ def _formatter(style: str, stream: TextIO) -> logging.Formatter:
 def _head(record: logging.LogRecord) -> dict[str, Any]:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
     head = {"ts": stamp, "level": record.levelname, "run_id": None, "stage": None,
-            "event": record.__dict__.get("event"), **_context}
+            "event": record.__dict__.get("event"), "database": record.__dict__.get("origin"), **_context}
     return {key: value for key, value in head.items() if value is not None}
 
 

@@ -102,9 +102,9 @@ def test_a_plan_says_how_many_rows_and_batches_and_how_long_it_will_sleep(planne
 
 def test_warnings_of_the_configuration_are_logged(planned: Planner, db: Any) -> None:
     make(db, "a")
-    result = planned([table("a")], defaults={"parallel_databases": True})
-    assert [text.partition(": ")[2] for text in messages(result, "config.warning") if "parallel" in text] == [
-        "'defaults.parallel_databases' has no effect yet: databases are worked through one after another"]
+    result = planned([table("a")], defaults={"connection_pool_size": 9})
+    assert [text.partition(": ")[2] for text in messages(result, "config.warning") if "pool" in text] == [
+        "'defaults.connection_pool_size' has no effect: a run opens one connection per batch in flight"]
 
 
 def test_the_form_of_the_log_is_the_configured_one_unless_a_flag_says_otherwise(planned: Planner, db: Any) -> None:

@@ -190,10 +190,6 @@ def test_verification_by_head_warns_and_is_refused_for_a_critical_table(tmp_path
     (("observability: {enable_profiling: true}",), "'observability.enable_profiling' has no effect yet"),
     (("resources: {max_disk_space_gb: 50}",), "'resources.max_disk_space_gb' has no effect yet; put 'staging_dir' on "
                                               "a file system of its own"),
-    (("defaults: {parallel_databases: true}",), "'defaults.parallel_databases' has no effect yet: databases are "
-                                                "worked through one after another"),
-    (("defaults: {max_parallel_databases: 3}",), "'defaults.max_parallel_databases' has no effect yet: databases are "
-                                                 "worked through one after another"),
     (("defaults: {connection_pool_size: 20}",), "'defaults.connection_pool_size' has no effect: a run opens one "
                                                 "connection per batch in flight"),
     (("notifications: {slack: {enabled: true, channel: x}}",), "'notifications' are not sent yet; cron mails what a "
@@ -213,7 +209,7 @@ def test_what_is_comfort_and_does_not_work_logs_one_warning(tmp_path: Path, line
 @pytest.mark.parametrize("line", ["notifications: {enabled: false, slack: {channel: x}}",
                                   "notifications: {slack: {enabled: false}, email: {enabled: false}}",
                                   "restore_watermark: {enabled: false}", "observability: {enable_profiling: false}",
-                                  "observability: {prometheus_port: null}", "defaults: {parallel_databases: false}",
+                                  "observability: {prometheus_port: null}", "defaults: {parallel_databases: true}",
                                   "compliance: {data_classifications: {}}"])
 def test_comfort_that_is_switched_off_says_nothing(tmp_path: Path, line: str) -> None:
     assert warned(tmp_path, line) == []

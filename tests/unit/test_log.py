@@ -140,6 +140,23 @@ def test_the_configured_level_holds_unless_a_flag_chose_and_never_hides_why_a_co
     assert len(said(calls, verbose=1).splitlines()) == 4
 
 
+@pytest.mark.parametrize("style, shown", [("text", "aa-upload: prod: warning: gone. try again\n"), ("json", '"database": "prod", "msg": "gone"')])
+def test_what_a_worker_has_to_say_is_written_by_its_parent_and_names_the_database(style: str, shown: str) -> None:
+    told: list[Any] = []
+    worker = io.StringIO()
+    log.setup("aa-upload", style=style, stream=worker)
+    log.divert(lambda record: told.append(record) or len(told) < 2)
+    log.warning("s3.check", "gone", hint="try again")
+    assert worker.getvalue() == ""
+    log.error("stopped", "nobody hears this")
+    assert "nobody hears this" in worker.getvalue(), "what is not heard is written after all"
+
+    parent = io.StringIO()
+    log.setup("aa-upload", style=style, stream=parent)
+    log.pass_on("prod", told[0])
+    assert shown in parent.getvalue()
+
+
 def test_bound_fields_last_until_the_next_setup() -> None:
     log.setup("aa-upload", stream=io.StringIO())
     log.bind(run_id="r", database="prod")

@@ -242,3 +242,25 @@ def test_durations_are_written_for_people(seconds: float, text: str) -> None:
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (24.2, "0:25"), (727, "12:07"), (3600, "1:00:00"), (10964, "3:02:44")])
 def test_time_left_is_written_as_a_clock(seconds: float, text: str) -> None:
     assert figures.clock(seconds) == text
+
+
+@pytest.mark.req("REQ-DB-004", "REQ-OBS-012")
+def test_databases_that_are_worked_on_at_once_share_one_line() -> None:
+    clock, stream = Clock(), io.StringIO()
+    told: list[progress.Share] = []
+    worker = progress.Told(io.StringIO(), told.append, clock=clock)
+    one, two, later = job("one", estimate=1_000), job("two", estimate=500), job("later", estimate=70_000)
+    worker.expect([one, two, later])
+    clock.now += 1
+    worker.tick({**noted(one, rows=1_000, batches=3, swept=True), **noted(two, rows=100, batches=1, skipped_locked=4)})
+    assert told == [progress.Share(rows=1_100, total=71_500, batch=4, batches=12, locked=4, working=2)]
+    worker.tick({})
+    assert len(told) == 1, "not more often than it is drawn"
+
+    parent = Progress(stream, BAR, clock=clock, columns=lambda: 100)
+    clock.now += 1
+    parent.together([*told, progress.Share(rows=200, total=200, batch=2, batches=2)], 1, 3)
+    clock.now += 1
+    parent.together([progress.Share(rows=1_400, total=71_700, batch=9, batches=14, working=1)], 1, 3)
+    assert shown(stream) == ["1 of 3 databases 1,300/71,700  2%  1,300 rows/s  ETA 0:55  batch 6/14  4 locked rows left",
+                             "1 of 3 databases [-----------------------------] 1,400/71,700  2%  700 rows/s  ETA 1:41  batch 9/14"]

@@ -150,6 +150,8 @@ class Config:
     databases: tuple[Database, ...]
     staging_dir: Optional[Path] = None
     in_flight_batches: int = 2
+    parallel_databases: bool = False
+    max_parallel_databases: int = 3
     roundtrip: str = "first"
     locking: Locking = field(default_factory=Locking)
     resources: Resources = field(default_factory=Resources)

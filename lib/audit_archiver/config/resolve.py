@@ -30,7 +30,9 @@ def resolve(tree: Tree, env: Mapping[str, str]) -> Config:
     tree.raise_problems()
     return Config(
         path=tree.path, s3=s3, databases=databases, staging_dir=_directory(tree, ("staging_dir",), env),
-        in_flight_batches=int(_value(tree, ("in_flight_batches",))), roundtrip=_value(tree, ("roundtrip",)),
+        in_flight_batches=int(_value(tree, ("in_flight_batches",))),
+        parallel_databases=_value(tree, ("defaults", "parallel_databases")),
+        max_parallel_databases=int(_value(tree, ("defaults", "max_parallel_databases"))), roundtrip=_value(tree, ("roundtrip",)),
         locking=_section(tree, "locking", Locking), resources=resources,
         observability=_section(tree, "observability", Observability), compliance=compliance,
         warnings=tuple(dict.fromkeys(tree.warnings)))

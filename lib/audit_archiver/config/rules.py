@@ -22,8 +22,6 @@ COMFORT = (
     (("observability", "heartbeat_interval"), "has no effect yet"),
     (("observability", "enable_profiling"), "has no effect yet"),
     (("resources", "max_disk_space_gb"), "has no effect yet; put 'staging_dir' on a file system of its own"),
-    (("defaults", "parallel_databases"), "has no effect yet: databases are worked through one after another"),
-    (("defaults", "max_parallel_databases"), "has no effect yet: databases are worked through one after another"),
     (("defaults", "connection_pool_size"), "has no effect: a run opens one connection per batch in flight"),
 )
 COMFORT_OF_A_DATABASE = (

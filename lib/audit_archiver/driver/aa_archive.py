@@ -8,21 +8,22 @@ rows are gone from the table, so a rerun never archives a row twice.
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 import time
 from dataclasses import replace
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 from audit_archiver import cli, config, exits, lines, log
 from audit_archiver.catalogue.recover import Recoverer, recoverer
 from audit_archiver.cli import Command
 from audit_archiver.config.model import Config, Database, Table
-from audit_archiver.driver import dry_run, pipeline, progress, report, results, summary, vacuum
+from audit_archiver.driver import dry_run, pipeline, progress, report, results, summary, vacuum, workers
 from audit_archiver.driver.ask import confirm
 from audit_archiver.driver.database_run import DatabaseRun
 from audit_archiver.driver.leftover import still_referenced
-from audit_archiver.exits import ArchiverError
+from audit_archiver.exits import ArchiverError, ConfigError, Failed
 from audit_archiver.holder.session import DatabaseSession, Recover
 from audit_archiver.objectstore.client import Store, open_store
 from audit_archiver.points import point
@@ -34,6 +35,8 @@ from audit_archiver.preflight.plan import Note, Selection, plan_database, select
 from audit_archiver.stages import aa_plan
 
 NAME = "aa-archive"
+WORKERS_MOST = 10  # as the configuration's max_parallel_databases
+Part = tuple[Database, list[Table]]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -50,14 +53,24 @@ def build_parser() -> cli.Parser:
     mode.add_argument("--validate-only", action="store_true", help="check configuration, databases and bucket, and stop")
     parser.add_argument("--vacuum-full", action="store_true", help="VACUUM FULL each archived table afterwards: it locks the table exclusively")
     parser.add_argument("--force", action="store_true", help="do not ask before deleting; archive a large table without an index too")
+    parser.add_argument("--parallel", action="store_true", help="work on several databases at once, as parallel_databases: true does")
+    parser.add_argument("--max-workers", metavar="N", type=_workers,
+                        help=f"databases that are worked on at once, 1 to {WORKERS_MOST} (default: max_parallel_databases, 3)")
     parser.add_argument("--output", choices=("text", "json"), help="form of the report on stdout (default: text on a terminal, json elsewhere)")
     return parser
 
 
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= WORKERS_MOST:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of databases from 1 to {WORKERS_MOST}")
+    return int(text)
+
+
 def run(command: Command) -> int:
-    """Archive database after database; one that fails does not stop the next (REQ-DB-005)."""
+    """Archive database after database, or several at once; one that fails does not stop the others (REQ-DB-005)."""
     settings = config.load(command.args.config, command.env)
     log.set_level(settings.observability.log_level)
+    at_once = _at_once(command, settings)
     chosen = aa_plan.selection(command.args, exact=True)
     wanted = selected(settings, chosen)
     run_id = aa_plan.new_run(command.env)
@@ -73,10 +86,19 @@ def run(command: Command) -> int:
         log.error("declined", "nothing was archived: the question was not answered with yes")
         return exits.CONFIG
     archive.signals = pipeline.Signals()  # only now: a Ctrl-C at the question ends it at once
-    for database, tables in wanted:
-        if not archive.signals.count:
-            archive.database(database, tables)
+    if at_once > 1 and len(wanted) > 1:
+        archive.side_by_side(wanted, at_once)
+    else:
+        archive.in_turn(wanted)
     return archive.end()
+
+
+def _at_once(command: Command, settings: Config) -> int:
+    """How many databases may be worked on at the same time (REQ-DB-003, 004; REQ-EXE-004)."""
+    parallel, most = command.args.parallel or settings.parallel_databases, command.args.max_workers
+    if most and not parallel:
+        raise ConfigError("--max-workers has no effect without --parallel", hint="add --parallel, or set 'parallel_databases: true' under 'defaults'")
+    return (most or settings.max_parallel_databases) if parallel else 1
 
 
 def _look_only(command: Command, settings: Config, wanted: Sequence[tuple[Database, list[Table]]], chosen: Selection, run_id: str) -> int:
@@ -102,6 +124,8 @@ class Archive:
         self._progress = progress.Progress(sys.stderr, self._style)
         self._text = _as_text(command) and not self._args.quiet
         self._began = time.monotonic()
+        self._write: Callable[[bytes], Any] = self._sink.write
+        self._tell: Optional[workers.Tell] = None
         self._run = results.Run(run_id, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), settings.s3.bucket, settings.s3.prefix)
         self.signals = pipeline.Signals(install=False)
         self._plan_shown = False
@@ -124,6 +148,59 @@ class Archive:
         self._plan_shown = True
         rows, tables_with_rows = report.planned_rows(planned)
         return confirm(rows, tables_with_rows, force=False, stdin=sys.stdin, stderr=sys.stderr)
+
+    def in_turn(self, wanted: Sequence[Part]) -> None:
+        """One database after another; after a signal no more begins."""
+        for database, tables in wanted:
+            if not self.signals.count:
+                self.database(database, tables)
+
+    def side_by_side(self, wanted: Sequence[Part], most: int) -> None:
+        """Several databases at once, each in a worker; two names of one database never are."""
+        shares: dict[str, progress.Share] = {}
+
+        def hear(part: Part, kind: str, value: Any) -> None:
+            database, tables = part
+            if kind == "log":
+                log.pass_on(database.name, value)
+            elif kind == "text":
+                self._progress.clear()
+                self._sink.write(value)
+            elif kind == "share":
+                shares[database.name] = value
+            elif kind == "done":
+                made, warnings = value
+                self._run.databases.append(made)
+                self._run.warnings += warnings
+            elif kind == "ended" and not any(made.name == database.name for made in self._run.databases):
+                self._run.databases.append(_lost(database, tables, value))
+
+        workers.run(wanted, most, self.signals, work=self._work, hear=hear, apart=lambda part: (part[0].host, part[0].port, part[0].dbname),
+                    tick=lambda: self._progress.together(shares.values(), len(self._run.databases), len(wanted)))
+        self._progress.leave()
+        order = [database.name for database, _ in wanted]
+        self._run.databases.sort(key=lambda made: order.index(made.name))
+
+    def _work(self, part: Part, tell: workers.Tell, signals: pipeline.Signals) -> None:
+        """A worker's whole life: one database, with everything that is said handed to the parent."""
+        log.divert(lambda record: tell("log", record))
+        self._tell, self.signals = tell, signals
+        self._write = lambda data: tell("text", data)
+        if self._style == progress.BAR:
+            self._progress = progress.Told(sys.stderr, lambda share: tell("share", share))
+        self._run = results.Run(self._run.run, self._run.started_at, self._run.bucket, self._run.prefix)
+        try:
+            self._store = open_store(self._settings)  # a connection is not for two processes
+            self.database(*part)
+        except Exception as error:
+            self._run.databases[:] = [_failed(*part, cli.explained(error))]
+        tell("done", (self._run.databases[0], self._run.warnings))
+
+    def _tick(self, part: DatabaseRun) -> None:
+        if self._tell is not None and self._tell.alone and not self.signals.count:
+            log.error("worker.alone", f"{part.database.name}: the run that started this worker is gone; the batches in flight are finished")
+            self.signals.arrived(signal.SIGTERM)
+        self._progress.tick(part.notes)
 
     def database(self, database: Database, tables: list[Table]) -> None:
         """Lock, recover, plan, archive, record and vacuum one database."""
@@ -156,11 +233,14 @@ class Archive:
 
         recover = recoverer(self._settings, self._store, self._run_id, config.staging_root(self._settings, None, self._env))
         part = DatabaseRun(self._settings, database, self._run_id, self._env, self._flags(), self._noting(recover, made.recovered),
-                           plan, self.signals, lambda part: self._progress.tick(part.notes))
+                           plan, self.signals, self._tick)
         part.archive()
         self._progress.close(part.notes)
-        if part.failure is None and part.wrote and recover.end(database, NAME):
-            point("archive.end.put")
+        try:
+            if part.failure is None and part.wrote and recover.end(database, NAME):
+                point("archive.end.put")
+        except ArchiverError as error:
+            part.failure = error  # the next run's recovery ends this one
         jobs = part.jobs or [_unplanned(self._run_id, database, table, part.failure) for table in tables]
         made.tables = results.table_results(jobs, part.notes, failing=[key for key, _ in part.left], failure=part.failure,
                                             stopped=bool(self.signals.count))
@@ -229,8 +309,7 @@ class Archive:
 
     def _say(self, *texts: str) -> None:
         if self._text:
-            for text in texts:
-                self._sink.write(text.encode() + b"\n")
+            self._write("".join(f"{text}\n" for text in texts).encode())
 
     def _flags(self) -> list[str]:
         """What the stages are told: on a terminal only their errors, so that the bar stands alone."""
@@ -243,3 +322,17 @@ def _unplanned(run_id: str, database: Database, table: Table, failure: Optional[
     """A job for the report of a table that was never planned, because its database could not be used."""
     why = {"code": failure.code if failure else exits.FAILED, "msg": str(failure or "the run was stopped before it was planned")}
     return {"run": run_id, "database": database.name, "schema": table.schema, "table": table.name, "refused": why}
+
+
+def _failed(database: Database, tables: Sequence[Table], error: ArchiverError) -> results.DatabaseResult:
+    """A database of which nothing is known but why it failed."""
+    made = [results.TableResult(database.name, table.schema, table.name, results.FAILED, error=error) for table in tables]
+    return results.DatabaseResult(database.name, report.host(database), made)
+
+
+def _lost(database: Database, tables: Sequence[Table], code: int) -> results.DatabaseResult:
+    """A database whose worker ended without a word: killed, for instance for want of memory."""
+    error = Failed(f"the process that worked on database '{database.name}' ended with code {code}",
+                   hint="what it had committed is archived, though not counted here; the next run settles the rest")
+    log.error("worker.lost", f"{database.name}: {error.msg}", hint=error.hint, code=error.code)
+    return _failed(database, tables, error)

@@ -37,9 +37,10 @@ class Signals:
         self.count = 0
         if install:
             for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(each, self._arrived)
+                signal.signal(each, self.arrived)
 
-    def _arrived(self, signum: int, _frame: Any) -> None:
+    def arrived(self, signum: int, _frame: Any = None) -> None:
+        """Count a signal, or what is to be taken for one."""
         self.first = self.first or (signal.SIGTERM if signum == signal.SIGHUP else signum)
         self.count += 1
 

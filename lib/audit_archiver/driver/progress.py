@@ -63,6 +63,22 @@ def style_of(stream: TextIO, quiet: bool, log_format: str = "auto") -> str:
     return BAR if stream.isatty() and log_format != "json" else LOG
 
 
+@dataclass(frozen=True)
+class Share:
+    """What was done of what is planned, over all tables of a database; the shares of several databases add up."""
+
+    rows: int = 0
+    total: int = 0
+    batch: int = 0
+    batches: int = 0
+    locked: int = 0
+    working: int = 0
+
+    def __add__(self, other: Share) -> Share:
+        return Share(self.rows + other.rows, self.total + other.total, self.batch + other.batch, self.batches + other.batches,
+                     self.locked + other.locked, self.working + other.working)
+
+
 class Progress:
     """Says how far the run is. `columns` gives the terminal's width, `clock` seconds."""
 
@@ -71,9 +87,10 @@ class Progress:
         self._stream, self._style, self._clock = stream, style, clock
         self._columns = columns or (lambda: _terminal_columns(stream))
         self._totals: dict[JobKey, int] = {}
+        self._untouched: dict[JobKey, JobNotes] = {}
         self._rate: Optional[_Rate] = None
         self._shown: Optional[Figures] = None
-        self._said_at = clock()
+        self._began = self._said_at = clock()
         self._on_screen = 0
         self._drawing = threading.RLock()  # the log writes from other threads
 
@@ -83,23 +100,25 @@ class Progress:
             if "refused" not in job:
                 limit, estimate = job["limit"], job["estimate"] or 0
                 self._totals.setdefault(key_of(job), estimate if limit is None else min(estimate, limit))
+                self._untouched.setdefault(key_of(job), JobNotes(job, job["batch_size"]))
 
     def tick(self, notes: Mapping[JobKey, JobNotes]) -> None:
         """Say the state if it is time to."""
-        if self._style == NONE:
+        if self._due() and (current := self._current(notes)) is not None:
+            now = self._clock()
+            self._show(self._figures(current, now), now)
+
+    def together(self, shares: Iterable[Share], ended: int, of: int) -> None:
+        """Say the state of several databases at once, of which so many have ended, in one line; a worker's log says more."""
+        if self._style != BAR or not self._due():
             return
-        now = self._clock()
-        since = now - self._said_at
-        if since < (REDRAW_S if self._style == BAR else AT_LEAST_EVERY_S):
-            return
-        current = self._current(notes)
-        if current is None:
-            return
-        found = self._figures(current, now)
-        unchanged = self._shown is not None and (found.title, found.rows) == (self._shown.title, self._shown.rows)
-        if self._style == BAR and unchanged and since < STILL_S:
-            return
-        self._say(found, now)
+        now, found = self._clock(), sum(shares, Share())
+        if found.total:
+            self._show(self._figure(("", "", ""), f"{ended} of {figures.counted(of, 'database')}", found, self._began, now), now)
+
+    def share(self, notes: Mapping[JobKey, JobNotes]) -> Share:
+        """What was done of what was expected."""
+        return sum((self._share(notes.get(key, untouched)) for key, untouched in self._untouched.items() if self._totals[key]), Share())
 
     def above(self, text: str) -> None:
         """Write a line; a bar makes way for it and comes back with the next tick."""
@@ -113,6 +132,10 @@ class Progress:
         current = self._current(notes) if self._style == BAR else None
         if current is not None:
             self._say(self._figures(current, self._clock()), self._clock())
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave the line that stands there to whatever comes next."""
         with self._drawing:
             if self._on_screen:
                 self._stream.write("\n")
@@ -125,19 +148,32 @@ class Progress:
         working = [each for each in begun if not each.swept and each.error is None]
         return max(working or begun, key=lambda each: (each.first_at or 0, each.rows), default=None)
 
+    def _due(self) -> bool:
+        return self._style != NONE and self._clock() - self._said_at >= (REDRAW_S if self._style == BAR else AT_LEAST_EVERY_S)
+
+    def _share(self, notes: JobNotes) -> Share:
+        total = notes.rows if notes.swept else max(self._totals.get(key_of(notes.job), 0), notes.rows)
+        left = total - notes.rows
+        done = left == 0 and (notes.swept or notes.job["limit"] is not None)
+        return Share(notes.rows, total, notes.batches, notes.batches + -(-left // max(1, notes.batch_rows)), notes.skipped_locked, int(not done))
+
     def _figures(self, notes: JobNotes, now: float) -> Figures:
         key = key_of(notes.job)
-        if self._rate is None or self._rate.key != key:
-            self._rate = _Rate(key, notes.first_at if notes.first_at is not None else now)
-        rate = self._rate.at(now, notes.rows)
-        total = notes.rows if notes.swept else max(self._totals.get(key, 0), notes.rows)
-        left = total - notes.rows
-        batches = notes.batches + -(-left // max(1, notes.batch_rows))
         several = len({database for database, _, _ in self._totals}) > 1
         title = f"{key[0]} {key[1]}.{key[2]}" if several else f"{key[1]}.{key[2]}"
-        return Figures(title=figures.printable(title), database=key[0], rows=notes.rows, total=total, batch=notes.batches,
-                       batches=batches, locked=notes.skipped_locked, done=left == 0 and (notes.swept or notes.job["limit"] is not None),
-                       rows_per_s=rate, eta_s=left / rate if rate else None)
+        return self._figure(key, figures.printable(title), self._share(notes), now if notes.first_at is None else notes.first_at, now)
+
+    def _figure(self, key: JobKey, title: str, share: Share, began: float, now: float) -> Figures:
+        if self._rate is None or self._rate.key != key:
+            self._rate = _Rate(key, began)
+        rate = self._rate.at(now, share.rows)
+        return Figures(title=title, database=key[0], rows=share.rows, total=share.total, batch=share.batch, batches=share.batches,
+                       locked=share.locked, done=not share.working, rows_per_s=rate, eta_s=(share.total - share.rows) / rate if rate else None)
+
+    def _show(self, found: Figures, now: float) -> None:
+        unchanged = self._shown is not None and (found.title, found.rows) == (self._shown.title, self._shown.rows)
+        if self._style != BAR or not unchanged or now - self._said_at >= STILL_S:
+            self._say(found, now)
 
     def _say(self, found: Figures, now: float) -> None:
         if self._style == BAR:
@@ -164,6 +200,25 @@ class Progress:
 
     def _encoding(self) -> str:
         return getattr(self._stream, "encoding", None) or "utf-8"
+
+
+class Told(Progress):
+    """The progress of one database that another process shows: it gets the shares instead."""
+
+    def __init__(self, stream: TextIO, tell: Callable[[Share], Any], *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream, NONE, clock=clock)
+        self._tell = tell
+
+    def tick(self, notes: Mapping[JobKey, JobNotes]) -> None:
+        """Tell the share if it is time to."""
+        now = self._clock()
+        if now - self._said_at >= REDRAW_S:
+            self._tell(self.share(notes))
+            self._said_at = now
+
+    def close(self, notes: Mapping[JobKey, JobNotes]) -> None:
+        """Tell the last share."""
+        self._tell(self.share(notes))
 
 
 class _Rate:
