@@ -5,16 +5,21 @@ The T numbers are in the markers; C and S entries of the notes on PostgreSQL sta
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import replace
 from typing import Any, Callable
 
 import pytest
 
 from audit_archiver import exits
+from audit_archiver.postgres import connect, locks
 from tests.ground import kill, tables
+from tests.ground.by_hand import ByHand, dump
 from tests.ground.driven import Driven, logs, summary
 from tests.ground.held import lock_row
-from tests.ground.run import finish
+from tests.ground.pooler import Pooler
+from tests.ground.run import BIN, finish, run_forked
 
 KEYED = {"timestamp_column": "created_at", "primary_key": "id"}
 
@@ -243,3 +248,64 @@ def test_a_timeout_that_no_batch_fits_into_is_an_error_and_no_silence(db: Any, d
     assert result.rc == exits.SOME_FAILED and "row.left.failed" in result.err, result.err
     assert summary(result)["databases"][0]["tables"][0]["left"]["failing"] == 2
     assert (runs.sizes(), tables.digest(db.connection, "public.audit_logs")) == ([], before)
+
+
+TABLES = ("SELECT array_agg((oid, relfilenode, relispartition)::text ORDER BY oid) FROM pg_class "
+          "WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace")
+
+
+@pytest.mark.req("T33")
+@pytest.mark.parametrize("mode", ["held", "late"])
+def test_a_partition_is_never_dropped_and_a_late_row_in_it_stays_until_it_is_archived_itself(db: Any, driven: Callable[..., Driven],
+                                                                                             mode: str) -> None:
+    # GIVEN partitions of which one overlaps the cutoff, and one is all old
+    db.execute("CREATE TABLE events (id int, created_at timestamptz NOT NULL, PRIMARY KEY (id, created_at)) PARTITION BY RANGE (created_at)")
+    db.execute("CREATE TABLE old PARTITION OF events FOR VALUES FROM ('2024-01-01Z') TO ('2024-02-01Z')")
+    db.execute("CREATE TABLE mixed PARTITION OF events FOR VALUES FROM ('2024-02-01Z') TO ('2999-01-01Z')")
+    db.execute("INSERT INTO events SELECT i, timestamptz '2024-01-10Z' + i * interval '1 hour' FROM generate_series(1, 40) i")
+    db.execute("INSERT INTO events VALUES (41, '2024-02-10Z'), (42, now())")
+    before = db.scalar(TABLES)
+    runs = driven([{"name": "events", "timestamp_column": "created_at", "primary_key": ["id", "created_at"]}],
+                  locking={"mode": mode}, defaults={"vacuum_strategy": "standard"})
+    # WHEN a row comes into the old partition while its rows are verified and about to be deleted
+    child = runs.spawn(env={"AA_TEST_POINT": "verify.done"})
+    stopped = kill.stopped_at("verify.done", child.token, ended=child.poll)
+    db.execute("INSERT INTO events VALUES (43, '2024-01-05Z')")
+    kill.go_on(stopped)
+    result = finish(child)
+    # THEN exactly the verified rows go, the late one and the young one stay, and every partition is where it was
+    assert result.rc == 0, result.err
+    assert [row[0] for row in db.execute("SELECT id FROM events ORDER BY id")] == [42, 43]
+    assert db.scalar(TABLES) == before
+    # WHEN the next run has taken the late row THEN the partition is empty, and there still
+    assert runs.ran()["totals"]["rows"] == 1
+    assert (db.scalar("SELECT count(*) FROM old"), db.scalar(TABLES)) == (0, before)
+    assert sum(runs.sizes("old")) == 41 and sum(runs.sizes("mixed")) == 1
+
+
+@pytest.mark.req("T41", "REQ-DB-009")
+def test_a_pooler_that_lends_its_sessions_is_refused_before_a_lock_is_left_in_one(db: Any, bucket: Any, config_file: Any) -> None:
+    logs(db, old=60, young=5)
+    hand = ByHand(db, config_file(db, bucket))
+    verified = hand.export("--limit", "10")
+    keys = [found["Key"] for found in bucket.client.list_objects_v2(Bucket=bucket.name)["Contents"]]
+    with Pooler(db.host, db.port, backends=2) as pooler:
+        # GIVEN a pooler in transaction mode WHEN a client locks something THEN another one has the lock at its second try, and
+        # nobody gives it back
+        there = {"host": "127.0.0.1", "port": pooler.port}
+        one, two = (connect.connect(replace(hand.settings.databases[0], **there), purpose="trap") for _ in range(2))
+        assert [connect.scalar(each, "SELECT pg_try_advisory_lock(6, 7)") for each in (one, two, two)] == [True, False, True]
+        one.close()
+        two.close()
+        assert db.scalar("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 6 AND objid = 7") == 1
+        # WHEN our commands come through it THEN each refuses, and locks nothing
+        path = config_file(db, bucket, database=there)
+        held = ["--", "sh", "-c", "aa-select | aa-delete"]
+        for name, argv, stdin in (("aa-archive", [], b""), ("aa-check", [], b""), ("aa-recover", [], b""), ("aa-lock", ["--", "true"], b""),
+                                  ("aa-delete", [], dump(verified)), ("aa-txn", held, hand.must("aa-plan").out)):
+            env = {"PATH": f"{BIN}:{os.defpath}", "AA_CONFIG": str(path)}
+            result = run_forked(name, argv, stdin, env)
+            assert result.rc == exits.CONFIG and "a connection pooler sits between" in result.err + result.out.decode(), f"{name}: {result}"
+        assert db.scalar(f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid IN ({locks.K1_CLASS}, {locks.K2_CLASS})") == 0
+    assert db.scalar("SELECT count(*) FROM audit_logs") == 65
+    assert [found["Key"] for found in bucket.client.list_objects_v2(Bucket=bucket.name)["Contents"]] == keys

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import os
 import re
-import socket
-import struct
 import time
 from typing import Any, Iterator
 
@@ -23,6 +21,7 @@ from audit_archiver.preflight.findings import FAIL, OK, WARN
 from tests.conftest import Bucket, ConfigFile, TestDatabase
 from tests.ground import tables
 from tests.ground.looks import bad, database, look, only
+from tests.ground.pooler import Pooler
 from tests.ground.postgres import QUICK, Cluster
 from tests.ground.proxy import Proxy
 from tests.ground.wait import until
@@ -176,16 +175,9 @@ def test_tables_that_keep_each_other_s_rows_in_a_circle_are_named(logs: TestData
     assert ("tables.circle", WARN) not in bad(look(only_two))  # c is not archived, so its rows just stay
 
 
-class Pooler(Proxy):
-    """Tells its clients a process id of its own, as poolers do: what it sends to them has the server's replaced."""
-
-    def _send(self, sink: socket.socket, data: bytes) -> None:
-        head, key, rest = data.partition(b"K\0\0\0\x0c")  # BackendKeyData: process id and secret
-        super()._send(sink, head + key + struct.pack("!i", 4711) + rest[4:] if key else data)
-
-
+@pytest.mark.req("T41")
 def test_a_pooler_in_between_is_recognized_on_the_wire(logs: TestDatabase) -> None:
-    with Pooler(f"{logs.host}/.s.PGSQL.{logs.port}") as pooler:
+    with Pooler(logs.host, logs.port) as pooler:
         failed = only(look(database(logs, host="127.0.0.1", port=pooler.port)), "connection.session", FAIL)
     assert failed.text == "a connection pooler sits between this host and the server" and "name the server itself" in (failed.remedy or "")
     with Proxy(f"{logs.host}/.s.PGSQL.{logs.port}") as proxy:  # one that only passes on is none

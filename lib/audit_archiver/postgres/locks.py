@@ -11,12 +11,14 @@ from __future__ import annotations
 import time
 from typing import Optional, Sequence
 
-from audit_archiver.exits import LockHeld
+from audit_archiver.exits import ConfigError, LockHeld
 from audit_archiver.postgres import connect
 
 K1_CLASS = 0x61610001
 K2_CLASS = 0x61610002
 DATABASE = 0
+POOLED = "a connection pooler sits between this host and the server"
+POOLED_HINT = "name the server itself as host: locks belong to a session, and a pooler changes sessions"
 AA_LOCK = "aa-lock"  # the purpose of its connection: who meets that lock is told why
 
 _WHO_SQL = """
@@ -49,8 +51,10 @@ SELECT count(*) FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND 
 def take(control: connect.Connection, table_oids: Optional[Sequence[int]], what: str) -> None:
     """Take K1 of the scope and prove with K2 that nobody's transaction is left; raises LockHeld naming who it is.
 
-    `table_oids` None is the whole database, which `what` names. The locks live until `control` closes.
+    `table_oids` None is the whole database, which `what` names. The locks live until `control` closes. Raises ConfigError
+    before anything is locked if a pooler sits between: the lock would stay with a session that is anybody's (T41).
     """
+    require_own_session(control)
     if table_oids is None:
         _k1(control, "pg_try_advisory_lock", DATABASE, what)
         _k2(control, DATABASE, what)
@@ -63,6 +67,12 @@ def take(control: connect.Connection, table_oids: Optional[Sequence[int]], what:
     for oid in sorted(table_oids):
         _k1(control, "pg_try_advisory_lock", oid, f"table {oid} of {what}")
         _k2(control, oid, f"table {oid} of {what}")
+
+
+def require_own_session(control: connect.Connection) -> None:
+    """Raise ConfigError if a pooler lends us its backends: it makes up the process id that it tells us."""
+    if connect.scalar(control, "SELECT pg_backend_pid()") != control.info.backend_pid:
+        raise ConfigError(POOLED, hint=POOLED_HINT)
 
 
 def give_up(control: connect.Connection, table_oids: Optional[Sequence[int]], seconds: float) -> None:

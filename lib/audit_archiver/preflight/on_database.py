@@ -8,7 +8,7 @@ from typing import Iterator, Sequence, Union
 
 from audit_archiver import exits
 from audit_archiver.config.model import Database, Table
-from audit_archiver.postgres import catalog, connect, eligible, examine
+from audit_archiver.postgres import catalog, connect, eligible, examine, locks
 from audit_archiver.postgres.quoting import literal
 from audit_archiver.preflight.check import Check, Good, Said, declare
 from audit_archiver.preflight.findings import FAIL, WARN
@@ -31,8 +31,7 @@ class Look:
     tables: Sequence[Table] = ()
 
 
-@check("connection.session", FAIL, "where we are connected, as whom, and whether directly",
-       "name the server itself as host: locks belong to a session, and a pooler changes sessions")
+@check("connection.session", FAIL, "where we are connected, as whom, and whether directly", locks.POOLED_HINT)
 def session(look: Look) -> Answers:
     """REQ-VAL-001, REQ-DB-009. A pooler makes up process ids, and the lock that a run holds could not be recognized as its own."""
     database, server = look.database, look.server
@@ -40,7 +39,7 @@ def session(look: Look) -> Answers:
     where = "local socket" if local else f"{database.host}:{database.port}"
     pooled = examine.pooled(look.connection, server)
     if pooled:
-        yield Said("a connection pooler sits between this host and the server")
+        yield Said(locks.POOLED)
     tls = (server.tls or ("" if local else "no TLS")).replace("TLSv", "TLS ")
     known = (f"{where} as {server.user}", tls, f"PostgreSQL {catalog.version(server.version)}", "" if pooled else "no pooler")
     yield Good(", ".join(part for part in known if part))
