@@ -281,3 +281,26 @@ def test_a_run_leaves_no_session_and_no_process_behind(db: Any, driven: Callable
     assert child.returncode == 0
     kill.all_gone(child.token)
     until(lambda: backends(db, "audit-archiver%") == [], "the server has noticed that every session was closed")
+
+
+@pytest.mark.req("REQ-RES-017", "REQ-RES-018", "REQ-EXE-005")
+def test_more_than_fits_into_max_run_hours_is_refused_unless_it_is_limited_or_forced(db: Any, driven: Callable[..., Driven]) -> None:
+    def said(made: dict[str, Any]) -> list[str]:
+        return [warning["msg"] for warning in made["warnings"] if "max_run_hours" in warning["msg"]]
+
+    logs(db, old=301, young=0)
+    runs = driven(defaults={"batch_size": 1, "sleep_between_batches": 0.1}, resources={"max_run_hours": 0.005})  # 18 s; 300 pauses are 30 s
+
+    result = runs.run()
+
+    [error] = summary(result)["errors"]
+    assert (result.rc, error["code"], db.scalar("SELECT count(*) FROM audit_logs"), runs.archive.keys()) == (exits.CONFIG, exits.CONFIG, 301, [])
+    for part in ("about 301 rows in 301 batches: 0:01 h", "max_run_hours is 0.005", "--limit", "--force"):
+        assert part in error["msg"]
+    assert runs.ran("--limit", 20)["totals"]["rows"] == 20
+    forced = runs.ran("--force", "--batch-size", 100)
+    assert forced["totals"]["rows"] == 281 and not said(forced), "so few batches fit"
+    tables.fill(db.connection, "public.audit_logs", rows=201, first="2024-01-01", last="2024-02-01", start=1000)
+    forced = runs.ran("--force")
+    assert forced["totals"]["rows"] == 201
+    assert said(forced) == ["about 201 rows in 201 batches: 0:01 h, of which 0:01 h asleep between batches; max_run_hours is 0.005"]

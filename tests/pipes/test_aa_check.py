@@ -130,7 +130,7 @@ PLANTED = {
     ("table.width", "wide"): ("warn", "kB each", "'batch_size: "),
     ("table.dst", "local_time"): ("warn", "Europe/Berlin, whose clock changes", "make it timestamptz"),
     ("table.timestamps", "timeless"): ("warn", "every row has a NULL or an infinite time", "fill the column"),
-    ("run.duration", None): ("warn", "asleep between batches", "raise batch_size"),
+    ("run.duration", None): ("fail", "asleep between batches", "raise batch_size"),
     ("staging.directory", None): ("fail", "cannot be written", "AA_STAGING"),
     ("s3.create_only", None): ("warn", "does not honour If-None-Match", "give no other program this prefix"),
     ("s3.versions", None): ("warn", "keeps no versions", "aws s3api put-bucket-versioning"),

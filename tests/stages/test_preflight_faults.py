@@ -210,8 +210,8 @@ def test_logical_replication_slots_will_carry_the_deletes_and_one_that_nobody_re
         db.close()
 
 
-@pytest.mark.req("REQ-VAL-012", "REQ-RES-017")
-def test_the_time_a_run_may_take_is_estimated_and_more_than_eight_hours_are_warned_of(
+@pytest.mark.req("REQ-VAL-012", "REQ-RES-017", "REQ-RES-018")
+def test_the_time_a_run_may_take_is_estimated_and_more_than_eight_hours_are_refused(
         logs: TestDatabase, bucket: Bucket, config_file: ConfigFile) -> None:
     path = config_file(logs, bucket, defaults={"retention_days": 90, "batch_size": 2, "sleep_between_batches": 60})
     settings = config.load(str(path), {})
@@ -224,9 +224,9 @@ def test_the_time_a_run_may_take_is_estimated_and_more_than_eight_hours_are_warn
     assert said.status == OK and re.match(r"about [2-5]\d rows in [12]\d batches: 0:[12]\d h, of which 0:[12]\d h asleep", said.text)
     tables.fill(logs.connection, rows=1200, first="2024-01-01", last="2024-12-31", start=1000)
     logs.execute("ANALYZE audit_logs")
-    warned = duration()
-    assert warned.status == WARN and re.match(r"about 1,2\d\d rows in 6\d\d batches: 1\d:\d\d h", warned.text)
-    assert "batch_size" in (warned.remedy or "")
+    failed = duration()
+    assert (failed.status, failed.code) == (FAIL, 3) and re.match(r"about 1,2\d\d rows in 6\d\d batches: 1\d:\d\d h", failed.text)
+    assert "max_run_hours is 8" in failed.text and "batch_size" in (failed.remedy or "")
     settings = dataclasses.replace(settings, resources=dataclasses.replace(settings.resources, max_run_hours=20))
     assert duration().status == OK
 

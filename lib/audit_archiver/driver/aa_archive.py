@@ -29,7 +29,7 @@ from audit_archiver.objectstore.client import Store, open_store
 from audit_archiver.points import point
 from audit_archiver.postgres import catalog, partitions
 from audit_archiver.postgres.space import Space
-from audit_archiver.preflight import checks, findings, validate
+from audit_archiver.preflight import checks, findings, on_run, validate
 from audit_archiver.preflight.findings import Finding
 from audit_archiver.preflight.plan import Note, Selection, plan_database, selected
 from audit_archiver.stages import aa_plan
@@ -52,7 +52,8 @@ def build_parser() -> cli.Parser:
     mode.add_argument("--dry-run", action="store_true", help="change nothing; show what would be archived and the exact SQL")
     mode.add_argument("--validate-only", action="store_true", help="check configuration, databases and bucket, and stop")
     parser.add_argument("--vacuum-full", action="store_true", help="VACUUM FULL each archived table afterwards: it locks the table exclusively")
-    parser.add_argument("--force", action="store_true", help="do not ask before deleting; archive a large table without an index too")
+    parser.add_argument("--force", action="store_true", help="do not ask before deleting; archive a large table without an index too, and more "
+                        "than fits into max_run_hours")
     parser.add_argument("--parallel", action="store_true", help="work on several databases at once, as parallel_databases: true does")
     parser.add_argument("--max-workers", metavar="N", type=_workers,
                         help=f"databases that are worked on at once, 1 to {WORKERS_MOST} (default: max_parallel_databases, 3)")
@@ -216,7 +217,7 @@ class Archive:
             if not first:
                 return planned.jobs
             made.server = catalog.version(session.control.server_version)
-            found.extend(self._check(session, database, tables))
+            found.extend(self._check(session, database, tables, planned.jobs))
             jobs = checks.refuse(planned.jobs, found)
             sizes.update(vacuum.sizes(session.control, partitions.leaves(session.control, tables)))
             head, shown = report.head(self._run_id, database, made.server, self._settings.s3), report.plan(jobs)
@@ -285,9 +286,12 @@ class Archive:
             point("archive.vacuumed")
         made.phases = {**part.timings, "vacuum": time.monotonic() - began}
 
-    def _check(self, session: DatabaseSession, database: Database, tables: list[Table]) -> list[Finding]:
+    def _check(self, session: DatabaseSession, database: Database, tables: list[Table], jobs: list[dict[str, Any]]) -> list[Finding]:
         """What the preflight finds before the first batch; warnings are said, the caller refuses what failed."""
-        found = checks.of_database(session.control, database, tables, force=self._args.force)
+        force, amounts = self._args.force, []  # type: bool, list[on_run.Amount]
+        found = checks.of_database(session.control, database, tables, force=force, amounts=amounts, jobs=jobs)
+        found += checks.of_run(database, on_run.Look(sum(amounts, on_run.Amount()), self._settings.resources.max_run_hours,
+                                                     time.monotonic() - self._began, force))
         for finding in found:
             if finding.status == findings.WARN:
                 title = f"{finding.schema}.{finding.table}: " if finding.table else f"{database.name}: "

@@ -24,6 +24,7 @@ from audit_archiver.preflight.check import Check, failure
 from audit_archiver.preflight.findings import FAIL, WARN, Finding
 
 ALL: list[Check] = [*on_database.CHECKS, *on_table.CHECKS, *on_run.CHECKS, *on_staging.CHECKS, *on_store.CHECKS]
+WIDTH_MATTERS_ROWS = 1000  # fewer take no time, whatever they hold
 CONNECTION, SHAPE, BUCKET = "connection.session", "table.shape", "s3.bucket"
 
 
@@ -51,25 +52,31 @@ def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]
     return found + (of_store(store) if store is not None else [])
 
 
-def _amount(connection: connect.Connection, table: Table, shape: catalog.Shape) -> on_run.Amount:
-    """What there is to do in a table, by what the server remembers of it; nothing if it cannot be asked."""
+def _amount(connection: connect.Connection, table: Table, shape: catalog.Shape, job: Optional[dict[str, Any]]) -> on_run.Amount:
+    """What there is to do in a table: by its job, or by what the server remembers of it; nothing if it cannot be asked."""
+    batch_size = table.batch_size if job is None else job["batch_size"]
     try:
-        width = examine.bytes_per_row(connection, shape)
-        cutoff = eligible.cutoff(connection, table.retention_days + table.safety_buffer_days)
-        rows = eligible.estimate(connection, shape, Window(cutoff))
+        if job is None:
+            cutoff = eligible.cutoff(connection, table.retention_days + table.safety_buffer_days)
+            rows = eligible.estimate(connection, shape, Window(cutoff))
+        else:
+            due = job["estimate"] or 0
+            rows = due if job["limit"] is None else min(due, job["limit"])
+        width = examine.bytes_per_row(connection, shape) if job is None or rows >= WIDTH_MATTERS_ROWS else 0
     except ArchiverError:
         return on_run.Amount()
     most = BATCH_BYTES if shape.toasted else sys.maxsize
-    batch_rows = max(1, int(min(table.batch_size, most / width))) if width else table.batch_size
-    return on_run.amount(rows, width, batch_rows, int(min(most, width * max(table.batch_size, MAX_BATCH_ROWS))), table.sleep_s)
+    batch_rows = max(1, int(min(batch_size, most / width))) if width else batch_size
+    return on_run.amount(rows, width, batch_rows, int(min(most, width * max(batch_size, MAX_BATCH_ROWS))), table.sleep_s)
 
 
 def of_database(connection: connect.Connection, database: Database, tables: Sequence[Table], *,
-                thorough: bool = False, force: bool = False, amounts: Optional[list[on_run.Amount]] = None) -> list[Finding]:
+                thorough: bool = False, force: bool = False, amounts: Optional[list[on_run.Amount]] = None,
+                jobs: Sequence[dict[str, Any]] = ()) -> list[Finding]:
     """The findings about a database and its tables, on an open session; without `thorough` those of a run only.
 
     `force` is a person's will to archive a large table without an index all the same. `amounts` gets what there is
-    to do in each table that nothing is said against.
+    to do in each table that nothing is said against, by its job where `jobs` has one.
     """
     where: dict[str, Any] = {"database": database.name, "at": database.at}
     try:
@@ -84,15 +91,17 @@ def of_database(connection: connect.Connection, database: Database, tables: Sequ
     found = [finding for check in on_database.CHECKS if thorough or not check.thorough for finding in check.run(look, **where)]
     if server.standby:
         return found
+    by_name = {(job["schema"], job["table"]): job for job in jobs if "refused" not in job}
     for table in physical:
-        found += _of_table(connection, database, table, server, thorough, force, amounts)
+        job = by_name.get((table.schema, table.name))
+        found += _of_table(connection, database, table, server, thorough, force, amounts if thorough or job else None, job)
         if connection.closed:
             break
     return found
 
 
 def _of_table(connection: connect.Connection, database: Database, table: Table, server: examine.Server, thorough: bool,
-              force: bool, amounts: Optional[list[on_run.Amount]]) -> list[Finding]:
+              force: bool, amounts: Optional[list[on_run.Amount]], job: Optional[dict[str, Any]]) -> list[Finding]:
     where = {"database": database.name, "schema": table.schema, "table": table.name, "at": table.at}
     try:
         shape = catalog.shape(connection, table.schema, table.name, table.key, table.timestamp, table.at)
@@ -106,8 +115,13 @@ def _of_table(connection: connect.Connection, database: Database, table: Table, 
         if check.id in on_table.DOORS and said and said[-1].status == FAIL:
             break  # what follows reads the table
     if amounts is not None and not any(finding.status == FAIL for finding in found):
-        amounts.append(_amount(connection, table, shape))
+        amounts.append(_amount(connection, table, shape, job))
     return found
+
+
+def of_run(database: Database, look: on_run.Look) -> list[Finding]:
+    """The findings about a run of one database as a whole."""
+    return [finding for check in on_run.CHECKS for finding in check.run(look, database=database.name, at=database.at)]
 
 
 def of_store(store: Store) -> list[Finding]:

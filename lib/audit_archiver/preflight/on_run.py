@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Iterator, Union
 
 from audit_archiver.preflight.check import Check, Good, Said, declare
-from audit_archiver.preflight.findings import WARN
+from audit_archiver.preflight.findings import FAIL, WARN
 
 ROWS_PER_S, BYTES_PER_S = 10_000, 10e6  # what two slow cores and a slow line do
 Answers = Iterator[Union[Said, Good]]
@@ -34,10 +34,12 @@ class Amount:
 
 @dataclass(frozen=True)
 class Look:
-    """A run that is to come: how much it has to do, and how long it may take."""
+    """A run that is to come: how much it has to do, how long it may take and has taken already; `force` is a person's will."""
 
     amount: Amount
     max_hours: float
+    spent_s: float = 0
+    force: bool = False
 
 
 def amount(rows: int, row_bytes: float, batch_rows: int, batch_bytes: int, sleep_s: float) -> Amount:
@@ -46,13 +48,17 @@ def amount(rows: int, row_bytes: float, batch_rows: int, batch_bytes: int, sleep
     return Amount(rows, batches, max(rows / ROWS_PER_S, rows * row_bytes / BYTES_PER_S), max(0, batches - 1) * sleep_s, batch_bytes)
 
 
-@check("run.duration", WARN, "a run ends within max_run_hours",
-       "raise batch_size, lower sleep_between_batches, or begin with --limit", thorough=True)
+@check("run.duration", FAIL, "a run ends within max_run_hours",
+       "raise batch_size, lower sleep_between_batches, begin with --limit, raise max_run_hours, or archive with --force")
 def duration(look: Look) -> Answers:
-    """REQ-VAL-012, REQ-RES-017. By the planner's estimate and a cautious rate; no table is read for it."""
+    """REQ-VAL-012, REQ-RES-017, REQ-RES-018. By a cautious rate; aa-check asks the planner how many rows there are, a run has counted them."""
     due, seconds = look.amount, look.amount.work_s + look.amount.sleep_s
     text = f"about {due.rows:,} rows in {due.batches:,} batches: {_clock(seconds)}, of which {_clock(due.sleep_s)} asleep between batches"
-    yield Said(text) if seconds > look.max_hours * 3600 else Good(text)
+    if look.spent_s + seconds <= look.max_hours * 3600:
+        yield Good(text)
+        return
+    spent = f" after {_clock(look.spent_s)} of this run" if look.spent_s >= 60 else ""
+    yield Said(f"{text}{spent}; max_run_hours is {look.max_hours:g}", status=WARN if look.force else None)
 
 
 def _clock(seconds: float) -> str:
