@@ -210,6 +210,7 @@ def config_file(tmp_path: Path) -> ConfigFile:
                          "vacuum_strategy": "none"},
             "locking": {"enabled": True, "backend": "postgres"},
             "staging_dir": str(tmp_path / "staging"),
+            "resources": {"min_free_disk_gb": 0},
         }
         database: dict[str, Any] = {"name": db.name, "host": db.host, "port": db.port, "user": db.user,
                                     "password": db.password, "fsync_off": "acknowledged",

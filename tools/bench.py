@@ -154,6 +154,8 @@ defaults:
   retention_days: 30
   sleep_between_batches: 0
 staging_dir: {place}/staging
+resources:
+  min_free_disk_gb: 0
 databases:
   - name: {name}
     host: {host}

@@ -58,6 +58,8 @@ defaults:
   vacuum_strategy: standard         # none, analyze, standard, full
 
 staging_dir: {staging}
+resources:
+  min_free_disk_gb: 1               # no more batches begin below that; 10 unless said
 
 databases:
   - name: {name}

@@ -38,6 +38,7 @@ def archive(cluster: Cluster, store: s3.S3Server, dbname: str, names: list[str])
     table = {"timestamp_column": "created_at", "primary_key": "id"}
     settings = {"version": "2.0", "s3": {"endpoint": store.endpoint, "bucket": bench.BUCKET, "prefix": "archives/", "region": s3.REGION},
                 "defaults": {"retention_days": 30, "sleep_between_batches": 0}, "staging_dir": str(PLACE / "staging"),
+                "resources": {"min_free_disk_gb": 0},
                 "databases": [{"name": dbname, "host": cluster.host, "port": cluster.port, "user": "postgres",
                                "tables": [{"name": name, **table} for name in names]}]}
     path = PLACE / "scale.yaml"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any, Callable
 
@@ -304,3 +306,47 @@ def test_more_than_fits_into_max_run_hours_is_refused_unless_it_is_limited_or_fo
     forced = runs.ran("--force")
     assert forced["totals"]["rows"] == 201
     assert said(forced) == ["about 201 rows in 201 batches: 0:01 h, of which 0:01 h asleep between batches; max_run_hours is 0.005"]
+
+
+@pytest.mark.req("REQ-RES-007", "REQ-RES-008")
+@pytest.mark.parametrize("mode", ["held", "late"])
+def test_a_disk_that_fills_up_during_a_run_ends_it_after_the_batches_in_flight(db: Any, driven: Callable[..., Driven], tmp_path: Path,
+                                                                            mode: str) -> None:
+    # GIVEN a run that is stopped in its first batch, with 1 GB more on the disk than it wants
+    free = shutil.disk_usage(tmp_path).free / 1e9
+    if free < 3:
+        pytest.skip("there are no 3 GB free to take away")
+    for name in ("one", "two"):
+        logs(db, f"public.{name}", old=400, young=0)
+    tables_ = [{"name": name, "timestamp_column": "created_at", "primary_key": "id"} for name in ("one", "two")]
+    runs = driven(tables_, resources={"min_free_disk_gb": free - 1}, locking={"mode": mode},
+                  defaults={"batch_size": 10, "sleep_between_batches": 0.5})
+    child = runs.spawn(env={"AA_TEST_POINT": "upload.data.put"})
+    stopped = kill.stopped_at("upload.data.put", child.token, ended=child.poll)
+    # WHEN something takes these, and it goes on
+    with open(tmp_path / "large", "wb") as large:
+        os.posix_fallocate(large.fileno(), 0, 2_000_000_000)
+    kill.go_on(stopped)
+    result = finish(child)
+    (tmp_path / "large").unlink()
+    # THEN what was in flight is archived, nothing else, and the run says why
+    said = summary(result)
+    assert result.rc == exits.RESOURCE, result.err
+    assert {error["code"] for error in said["errors"]} == {exits.RESOURCE} and "min_free_disk_gb is" in said["errors"][0]["msg"]
+    assert "disk.short" in [record["event"] for record in result.log]
+    left = [db.scalar(f"SELECT count(*) FROM {name}") for name in ("one", "two")]
+    assert 10 <= said["totals"]["rows"] == 800 - sum(left) <= 100 and left[1] == 400, (said["totals"], left)
+    assert staged_files(runs.settings.staging_dir) == []
+    runs.ran("--batch-size", 1000)
+    assert [db.scalar(f"SELECT count(*) FROM {name}") for name in ("one", "two")] == [0, 0]
+    assert sum(runs.sizes()) == 800
+
+
+@pytest.mark.req("REQ-RES-008")
+def test_a_disk_that_is_short_from_the_beginning_lets_no_run_begin(db: Any, driven: Callable[..., Driven]) -> None:
+    logs(db, old=20, young=0)
+    runs = driven(resources={"min_free_disk_gb": 1_000_000})
+    result = runs.run()
+    [error] = summary(result)["errors"]
+    assert (result.rc, db.scalar("SELECT count(*) FROM audit_logs"), runs.archive.keys()) == (exits.RESOURCE, 20, [])
+    assert "GB free and min_free_disk_gb is 1e+06" in error["msg"]

@@ -318,6 +318,11 @@ def test_a_staging_directory_without_room_for_two_batches_is_a_failure_of_resour
         found = {each.check: each for each in checks.run_checks(settings, wanted, None, settings.staging_dir)}
         assert (found["staging.space"].status, found["staging.space"].code) == (status, 6 if status == FAIL else 0)
         assert found["staging.directory"].status == OK
+    settings = config.load(str(config_file(logs, bucket, resources={"min_free_disk_gb": 3}, s3={"local_fallback_dir": "/away"})), {})
+    for free, status in ((2.99e9, FAIL), (3e9, OK)):
+        monkeypatch.setattr(on_staging.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        space = [each for each in checks.run_checks(settings, wanted, None, settings.staging_dir) if each.check == "staging.space"]
+        assert [each.status for each in space] == [status, status] and "'/away'" in space[1].text
 
 
 def test_a_staging_directory_that_cannot_be_made_is_a_failure(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ class Resources:
     max_memory_mb: float = 500
     max_connections_per_db: int = 5
     max_run_hours: float = 8
+    min_free_disk_gb: float = 10
 
     @property
     def max_row_bytes(self) -> int:

@@ -71,7 +71,8 @@ def _resources(tree: Tree) -> Resources:
         row = min(row, fits)
     return Resources(max_row_mb=row, max_memory_mb=memory or BASE_MB + COPIES_OF_A_ROW * row,
                      max_connections_per_db=int(_value(tree, ("resources", "max_connections_per_db"))),
-                     max_run_hours=_value(tree, ("resources", "max_run_hours")))
+                     max_run_hours=_value(tree, ("resources", "max_run_hours")),
+                     min_free_disk_gb=_value(tree, ("resources", "min_free_disk_gb")))
 
 
 def _compliance(tree: Tree) -> Compliance:

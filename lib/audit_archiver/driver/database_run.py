@@ -17,10 +17,12 @@ from datetime import datetime
 from typing import Any, Callable, Mapping, Optional, Sequence
 
 from audit_archiver import lines, log
+from audit_archiver.config import staging_root
 from audit_archiver.config.model import Config, Database
 from audit_archiver.driver import children, late, pipeline
 from audit_archiver.driver.aa_txn import holder_environment, places
 from audit_archiver.driver.children import Child
+from audit_archiver.driver.room import Room
 from audit_archiver.exits import ArchiverError, Failed, LockHeld
 from audit_archiver.holder.notes import JobKey, JobNotes, key_of
 from audit_archiver.holder.operations import Operations
@@ -57,10 +59,13 @@ class DatabaseRun:
         self._leave: dict[JobKey, list[str]] = {}
         self._misses: dict[Optional[JobKey], int] = {}
         self._attempts = 0
+        self._short = False
+        directories = [staging_root(settings, None, env), *filter(None, [settings.s3.local_fallback_dir])]
+        self._room = Room(directories, settings.resources.min_free_disk_gb)
 
     def archive(self) -> None:
         """Archive everything that was planned; what could not be done stands in `failure` and in the notes' errors."""
-        while True:
+        while (short := self._room.short()) is None:
             before = self._committed()
             self._attempts += 1
             late_mode = self.settings.locking.mode == "late"
@@ -68,12 +73,14 @@ class DatabaseRun:
             self.failure = failure
             if self._signals.count:
                 return
-            if failure is None and not self._retry_jobs():
+            if failure is None and self._room.short() is None and not self._retry_jobs():
                 return
             if self._committed() > before:
                 self._misses.clear()
             if failure is not None and not self._again(failure, blamed, key_texts):
                 return
+        if self._attempts == 0 or self.failure is not None or self._unfinished():
+            self.failure = short
 
     @property
     def wrote(self) -> bool:
@@ -82,6 +89,20 @@ class DatabaseRun:
 
     def _committed(self) -> int:
         return sum(notes.rows for notes in self.notes.values())
+
+    def _unfinished(self) -> bool:
+        """True if a job has neither come to its end nor failed."""
+        planned = [self.notes.get(key_of(job)) for job in self.jobs if "refused" not in job]
+        return any(notes is None or not (notes.finished or notes.error) for notes in planned)
+
+    def _look_around(self) -> bool:
+        """Several times a second: show how far we are; True once no more batches shall begin."""
+        self._tick(self)
+        known, short = self._short, self._room.short()
+        if short is not None and not known:
+            self._short = True
+            log.warning("disk.short", f"{self.database.name}: {short.msg}; those in flight are finished", hint=short.hint)
+        return short is not None
 
     def _attempt(self) -> tuple[Optional[ArchiverError], Optional[JobKey], list[str]]:
         """One pipeline from lock to record: (why it failed, the job to blame, the key of its only row)."""
@@ -101,7 +122,7 @@ class DatabaseRun:
             server.serve()  # only now: where other threads run no stage can be forked
             self._feed(feed, todo)
             point("archive.pipeline.started")
-            failure = pipeline.run(processes, operations, server, self._signals, record.write, lambda: self._tick(self))
+            failure = pipeline.run(processes, operations, server, self._signals, record.write, self._look_around)
             record_failure = record.finish()
             point("archive.pipeline.ended")
             for stage, seconds in {**server.timings(), "record": record.seconds}.items():
@@ -131,7 +152,7 @@ class DatabaseRun:
             env = {**self._env, "AA_RUN": self.run, **places(self.settings, self._env)}
             with tempfile.NamedTemporaryFile(prefix="aa-outcomes-") as outcomes:
                 self._feed(self._start(processes, env, (*STAGES, RECORD), ["--outcomes", outcomes.name]), todo)
-                return late.run(processes, self.notes, len(todo), outcomes.name, self._signals, lambda: self._tick(self))
+                return late.run(processes, self.notes, len(todo), outcomes.name, self._signals, self._look_around)
         except ArchiverError as error:
             return error
         finally:

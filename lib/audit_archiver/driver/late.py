@@ -22,14 +22,15 @@ from audit_archiver.formats import batch as batches
 from audit_archiver.holder.notes import JobKey, JobNotes
 
 END_GRACE_S = 600.0
+ENDINGS = (*TABLE, -signal.SIGTERM)  # of a stage that has said what there was to say
 
 
 def run(processes: Sequence[Child], notes: dict[JobKey, JobNotes], jobs: int, outcomes: str, signals: pipeline.Signals,
-        tick: Callable[[], None]) -> Optional[ArchiverError]:
+        tick: Callable[[], bool]) -> Optional[ArchiverError]:
     """Book every recorded batch that comes out of the last of `processes`; why the pipeline failed, or None.
 
     `outcomes` is the file in which aa-select says how each of its `jobs` has ended: a job that fails by itself is no
-    failure of the pipeline.
+    failure of the pipeline. `tick` says True once no more batches shall begin.
     """
     output = processes[-1].stdout
     assert output is not None
@@ -37,7 +38,7 @@ def run(processes: Sequence[Child], notes: dict[JobKey, JobNotes], jobs: int, ou
     for each in notes.values():
         each.first_at = each.first_at or began
     try:
-        _book_all(output.fileno(), processes, notes, signals, tick)
+        drained = _book_all(output.fileno(), processes, notes, signals, tick)
         deadline = time.monotonic() + END_GRACE_S
         for process in processes:
             process.wait(max(0.1, deadline - time.monotonic()))
@@ -49,27 +50,27 @@ def run(processes: Sequence[Child], notes: dict[JobKey, JobNotes], jobs: int, ou
         children.end(processes)
         output.close()
     ended = _outcomes(outcomes)
-    failure = _verdict(processes, len(ended) == jobs)
+    failure = _verdict(processes, drained or len(ended) == jobs)
     for outcome in ended:  # what was selected is not yet deleted: only a pipeline that ended well has swept a table
         notes[(outcome["database"], outcome["schema"], outcome["table"])].take({**outcome, "swept": outcome["swept"] and failure is None})
     return failure
 
 
 def _book_all(output: int, processes: Sequence[Child], notes: dict[JobKey, JobNotes],
-              signals: pipeline.Signals, tick: Callable[[], None]) -> None:
+              signals: pipeline.Signals, tick: Callable[[], bool]) -> bool:
+    """Until the output ends; True if aa-select was ended before its last job."""
     held, drained = b"", False
     while True:
         if signals.count >= 2:
             raise Failed("stopped by a second signal; the batch that was being deleted is rolled back or committed whole")
-        if signals.count and not drained and processes[0].poll() is None:
+        if (tick() or signals.count) and not drained and processes[0].poll() is None:
             os.killpg(processes[0].pid, signal.SIGTERM)  # nothing new is selected; what was selected is finished
             drained = True
-        tick()
         if not lines.wait_readable(output, None, pipeline.POLL_S):
             continue
         data = os.read(output, lines.CHUNK_BYTES)
         if not data:
-            return
+            return drained
         *whole, held = (held + data).split(b"\n")
         for text in whole:
             _book(batches.parse(text + b"\n", needs=("committed", "recorded")), notes)
@@ -91,11 +92,11 @@ def _outcomes(path: str) -> list[dict[str, Any]]:
         return [lines.parse(line, "the outcomes of aa-select") for line in said if line.endswith(b"\n")]
 
 
-def _verdict(processes: Sequence[Child], every_job_ended: bool) -> Optional[ArchiverError]:
+def _verdict(processes: Sequence[Child], select_is_explained: bool) -> Optional[ArchiverError]:
     """The first stage that failed by itself: those after it only lost their input, those before it their reader."""
     selecting = processes[0]
     failed = [process for process in processes if process.returncode
-              and not (process is selecting and every_job_ended and process.returncode in TABLE)]
+              and not (process is selecting and select_is_explained and process.returncode in ENDINGS)]
     if not failed:
         return None
     culprit = next((process for process in failed if process.returncode != READER_GONE), failed[0])

@@ -51,12 +51,13 @@ class Signals:
 
 
 def run(processes: Sequence[Child], operations: Operations, server: Server, signals: Signals,
-        pass_on: Callable[[bytes], None], tick: Callable[[], None] = lambda: None,
+        pass_on: Callable[[bytes], None], tick: Callable[[], bool] = lambda: False,
         watch: Optional[int] = None) -> Optional[ArchiverError]:
     """Commit what the last of `processes` writes, until all have ended; why it failed, or None.
 
-    `pass_on` gets each committed line; `tick` is called several times a second; `watch` is the output whose
-    reader must stay. Raises nothing for a failed pipeline: the failure is returned, everything is rolled back.
+    `pass_on` gets each committed line; `tick` is called several times a second and says True once no more batches
+    shall begin; `watch` is the output whose reader must stay. Raises nothing for a failed pipeline: the failure is
+    returned, everything is rolled back.
     """
     output = processes[-1].stdout
     assert output is not None
@@ -78,10 +79,10 @@ def run(processes: Sequence[Child], operations: Operations, server: Server, sign
 
 
 def _commit_all(output: int, operations: Operations, signals: Signals, pass_on: Callable[[bytes], None],
-                tick: Callable[[], None], watch: Optional[int]) -> bool:
-    """True when the output has ended; False when a signal asked to drain and nothing is in flight any more.
+                tick: Callable[[], bool], watch: Optional[int]) -> bool:
+    """True when the output has ended; False when it was to drain, by a signal or by `tick`, and nothing is in flight any more.
 
-    After the signal no batch begins, so whoever still waits then waits for jobs that nobody wants done.
+    From then on no batch begins, so whoever still waits then waits for jobs that nobody wants done.
     """
     os.set_blocking(output, False)
     held = b""
@@ -91,12 +92,12 @@ def _commit_all(output: int, operations: Operations, signals: Signals, pass_on: 
             raise operations.failure
         if signals.count >= 2:
             raise Failed("stopped by a second signal; open batches are rolled back")
-        if signals.count:
+        draining = tick() or signals.count > 0
+        if draining:
             operations.drain()
             idle_since = (idle_since or time.monotonic()) if operations.idle else None
             if idle_since is not None and time.monotonic() - idle_since >= IDLE_GRACE_S:
                 return False
-        tick()
         if not lines.wait_readable(output, watch, POLL_S):
             continue
         try:
@@ -110,7 +111,7 @@ def _commit_all(output: int, operations: Operations, signals: Signals, pass_on: 
         held += data
         *whole, held = held.split(b"\n")
         for text in whole:
-            if signals.count:
+            if draining or signals.count:
                 operations.drain()  # before this commit makes room for another batch
             line = batches.parse(text + b"\n", needs=("verified", "deleted"), lacks=("committed",))
             committed = commit.commit(operations, line)

@@ -136,7 +136,7 @@ def _result(job: Mapping[str, Any], notes: Optional[JobNotes], failing: int, fai
             made.seconds = notes.last_at - notes.first_at
     if notes is not None and notes.error is not None:
         made.outcome, made.error = FAILED, notes.error
-    elif notes is not None and _finished(notes):
+    elif notes is not None and notes.finished:
         made.outcome = DONE if notes.rows else NOTHING
     elif failure is not None:
         made.outcome, made.error = FAILED, failure
@@ -145,11 +145,6 @@ def _result(job: Mapping[str, Any], notes: Optional[JobNotes], failing: int, fai
     elif notes is not None or job["estimate"]:
         made.outcome, made.error = FAILED, Failed(f"'{made.label}' was not worked through to its end", hint="run again")
     return made
-
-
-def _finished(notes: JobNotes) -> bool:
-    limit = notes.job["limit"]
-    return notes.swept or (limit is not None and notes.rows >= limit)
 
 
 def _refusal(why: Mapping[str, Any]) -> ArchiverError:

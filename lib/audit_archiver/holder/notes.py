@@ -48,6 +48,12 @@ class JobNotes:
         return {**self.job, "cursor": self.cursor or self.job["cursor"],
                 "limit": None if left is None else max(0, left - self.rows)}
 
+    @property
+    def finished(self) -> bool:
+        """True if all that the job asks for was done: the table swept, or the limit reached."""
+        limit = self.job["limit"]
+        return self.swept or (limit is not None and self.rows >= limit)
+
     def outcome(self) -> dict[str, Any]:
         """How the job ended in aa-select, as a line of its --outcomes."""
         error = self.error

@@ -47,8 +47,9 @@ def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]
     run = on_run.Look(amount, config.resources.max_run_hours)
     found += [finding for check in on_run.CHECKS for finding in check.run(run)]
     if staging is not None:
-        look = on_staging.Look(staging, amount.batch_bytes)
-        found += [finding for check in on_staging.CHECKS for finding in check.run(look)]
+        for directory in (staging, *filter(None, [config.s3.local_fallback_dir])):
+            look = on_staging.Look(directory, amount.batch_bytes, config.resources.min_free_disk_gb)
+            found += [finding for check in on_staging.CHECKS for finding in check.run(look)]
     return found + (of_store(store) if store is not None else [])
 
 

@@ -14,7 +14,7 @@ from audit_archiver.preflight.check import Check, Good, Said, declare
 from audit_archiver.preflight.findings import FAIL
 
 BATCHES = 2  # REQ-VAL-007
-MB = 1e6
+MB, GB = 1e6, 1e9
 Answers = Iterator[Union[Said, Good]]
 
 CHECKS: list[Check] = []
@@ -27,6 +27,7 @@ class Look:
 
     path: Path
     batch_bytes: int
+    least_gb: float = 0
 
     @property
     def existing(self) -> Path:
@@ -42,12 +43,14 @@ def directory(look: Look) -> Answers:
         yield Said(f"'{look.path}' cannot be written")
 
 
-@check("staging.space", FAIL, "there is room for two of the largest batches", "make room, choose another staging_dir, or lower batch_size",
-       code=exits.RESOURCE)
+@check("staging.space", FAIL, "there is room for two of the largest batches, and for min_free_disk_gb",
+       "make room, choose another directory, or lower batch_size or min_free_disk_gb", code=exits.RESOURCE)
 def space(look: Look) -> Answers:
     """REQ-VAL-007, REQ-RES-006. A batch is compressed there, so this asks for more than it should need."""
     free = shutil.disk_usage(look.existing).free
     if free < BATCHES * look.batch_bytes:
         yield Said(f"'{look.path}' has {free / MB:.0f} MB free; two batches may take {BATCHES * look.batch_bytes / MB:.0f} MB")
+    elif free < look.least_gb * GB:
+        yield Said(f"'{look.path}' has {free / GB:.2f} GB free and min_free_disk_gb is {look.least_gb:g}")
     else:
         yield Good(f"'{look.path}', {free / MB:,.0f} MB free")
