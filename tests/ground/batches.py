@@ -15,6 +15,7 @@ from typing import Any, Optional, Sequence
 from audit_archiver import lines
 from audit_archiver.formats import batch as batches
 from audit_archiver.formats import keys, members, metadata, names
+from audit_archiver.formats.find import Finder
 
 RUN = "20251230T021545Z-4711"
 ARCHIVED_AT = "2025-12-30T02:15:47Z"
@@ -33,8 +34,8 @@ def row(number: int, key: Sequence[str] = ("id",), width: int = 60, seed: int = 
 def staged(root: Path, bucket: str, *, prefix: str = "archives/", rows: int = 100, number: int = 1, database: str = "prod",
            schema: str = "public", table: str = "audit_logs", key: Sequence[str] = ("id",), run: str = RUN,
            archived_at: str = ARCHIVED_AT, system: str = SYSTEM, txn: Optional[dict[str, str]] = None,
-           first_id: Optional[int] = None, width: int = 60, seed: int = 0) -> dict[str, Any]:
-    """Write a staged batch of generated rows and return its batch line."""
+           first_id: Optional[int] = None, width: int = 60, seed: int = 0, find: Sequence[str] = ()) -> dict[str, Any]:
+    """Write a staged batch of generated rows and return its batch line; `find` are columns that stand behind the key."""
     start = first_id if first_id is not None else 1 + (number - 1) * rows
     plain = [row(start + place, key, width, seed) for place in range(rows)]
     key_texts = keys.texts(b"".join(plain), keys.pattern(key), rows)
@@ -51,7 +52,8 @@ def staged(root: Path, bucket: str, *, prefix: str = "archives/", rows: int = 10
         "shape_sha256": "5d" * 32, "txn": txn}
     batch["id"] = batches.identity(batch)
     frame = {"batch": batch, "table": {"host": "db1.example.com", "postgres_version": "15.18", "columns": COLUMNS,
-                                       "primary_key": list(key), "indexes": [], "range": [ends[0][0], ends[1][0]]}}
+                                       "primary_key": list(key), "indexes": [], "range": [ends[0][0], ends[1][0]],
+                                       **({"find": list(find)} if find else {})}}
     directory = Path(names.staging_dir(str(root), batch))
     directory.mkdir(parents=True, mode=0o700)
     stem = names.stem(prefix, database, schema, table, archived_at, number)
@@ -64,7 +66,9 @@ def staged(root: Path, bucket: str, *, prefix: str = "archives/", rows: int = 10
         writer.close()
     serialized: dict[str, Any] = {"dir": str(directory), "stem": stem, "rows": rows,
                                   "rows_sha256": hashlib.sha256(b"".join(plain)).hexdigest(), "data": writer.summary()}
-    described = lines.dump(metadata.build(frame, serialized, bucket, 6))
+    finder = Finder(key, find, COLUMNS)
+    finder.add(keys.values(b"".join(plain), keys.pattern(finder.columns), rows))
+    described = metadata.dump(metadata.build(frame, serialized, finder.found(), bucket, 6))
     listed = metadata.key_list(batch, key_texts)
     Path(f"{base}{names.METADATA}").write_bytes(described)
     Path(f"{base}{names.KEYS}").write_bytes(listed)

@@ -66,12 +66,14 @@ def frame_of(key_texts: Sequence[bytes], *, key: Sequence[str] = ("id",), number
     return {"batch": batch, "table": table}
 
 
-def stream(lines_of_rows: Sequence[bytes], *, end: Optional[dict[str, Any]] = None, matcher_key: Sequence[str] = ("id",), **changes: Any) -> bytes:
-    """A whole rows stream; `changes` alter the batch, `end` the closing frame."""
+def stream(lines_of_rows: Sequence[bytes], *, end: Optional[dict[str, Any]] = None, matcher_key: Sequence[str] = ("id",),
+           find: Sequence[str] = (), **changes: Any) -> bytes:
+    """A whole rows stream; `changes` alter the batch, `end` the closing frame, `find` are columns to find rows by."""
     plain, count = b"".join(lines_of_rows), len(lines_of_rows)
     frame = frame_of(keys.texts(plain, keys.pattern(matcher_key), count), **changes)
     closing = {"id": frame["batch"]["id"], "rows": count, "rows_sha256": hashlib.sha256(plain).hexdigest(), **(end or {})}
-    return frames.opening(frame["batch"], frame["table"]) + plain + lines.dump(["end", 1, closing])
+    table = {**frame["table"], **({"find": list(find)} if find else {})}
+    return frames.opening(frame["batch"], table) + plain + lines.dump(["end", 1, closing])
 
 
 def serialize(path: Path, data: bytes, *argv: str) -> Result:
@@ -118,7 +120,7 @@ def test_a_staged_batch_is_data_metadata_key_list_and_its_line(path, staging):
 
 @pytest.mark.req("T19", "REQ-S3-013")
 def test_equal_rows_give_equal_bytes_however_the_pipe_cuts_them(path, staging):
-    data = stream([row(number, "é\u2028\u0085\\n\\u0000}" * (number % 90)) for number in range(1, 1500)])
+    data = stream([row(number, "é\u2028\u0085\\n\\u0000}" * (number % 90)) for number in range(1, 1500)], find=("created_at", "note"))
     expected = serialize(path, data).lines
     seen = {file: (staging / file).read_bytes() for file in staged_files(staging)}
     for piece in (1 << 16, 4096, 1021):
@@ -242,6 +244,11 @@ def test_counts_and_digests_of_the_opening_frame_must_be_those_of_the_rows(path,
     refused(path, staging, stream(rows_of(4), table="other", id=frame_of([b"1", b"4"])["batch"]["id"]), "does not belong to its frame")
 
 
+def test_columns_to_find_by_must_stand_behind_the_key(path, staging):
+    refused(path, staging, stream(rows_of(4), find=("note",)), "4 of 4 row lines do not begin with the key columns")
+    refused(path, staging, stream(rows_of(4), find=("created_at", "other")), "4 of 4 row lines do not begin")
+
+
 def test_a_row_that_was_altered_exchanged_or_left_out_is_noticed(path, staging):
     rows = rows_of(4)
     data = stream(rows)
@@ -344,8 +351,9 @@ def test_memory_does_not_grow_with_the_bytes_of_a_batch(path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc")
 def test_memory_for_one_large_row_is_at_most_three_times_the_row(path):
     large = row(1, "x" * (40 * MB))
-    rows, peak = _peak(path, iter([stream([large])]))
-    assert rows == 1 and peak < 100 * MB + 3 * len(large), f"{peak / MB:.0f} MB"
+    for find in ((), ("created_at", "note")):
+        rows, peak = _peak(path, iter([stream([large], find=find)]))
+        assert rows == 1 and peak < 100 * MB + 3 * len(large), f"{peak / MB:.0f} MB"
 
 
 def test_it_touches_no_database_and_no_store(path):

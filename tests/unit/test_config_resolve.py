@@ -77,7 +77,7 @@ def test_the_shortest_configuration_has_the_documented_defaults(tmp_path: Path) 
         resources=config.Resources(max_row_mb=256, max_memory_mb=868))
     assert found.databases[0].tables[0] == config.Table(
         name="audit_logs", timestamp="created_at", key=("id",), schema="public", retention_days=90, safety_buffer_days=1,
-        batch_size=10000, sleep_s=2, vacuum="standard", critical=False, classification=None, cascade="refuse",
+        batch_size=10000, sleep_s=2, vacuum="standard", critical=False, classification=None, cascade="refuse", find=(),
         at="prod.yaml:7")
 
 
@@ -99,6 +99,12 @@ def test_the_defaults_of_the_model_are_those_of_the_schema() -> None:
 def test_a_key_of_several_columns_is_a_list(tmp_path: Path) -> None:
     text = configs.SOUND.replace("primary_key: id", "primary_key: [tenant, id]")
     assert table(tmp_path, text).key == ("tenant", "id")
+
+
+@pytest.mark.parametrize("written, find", [("user_id", ("user_id",)), ("[user_id, 'Client IP']", ("user_id", "Client IP")), ("[]", ())])
+def test_rows_are_found_by_one_column_several_or_none(tmp_path: Path, written: str, find: tuple[str, ...]) -> None:
+    text = configs.SOUND.replace("primary_key: id", f"primary_key: id\n        find_columns: {written}")
+    assert table(tmp_path, text).find == find
 
 
 def test_a_prefix_has_one_slash_between_its_parts_and_at_its_end(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class Table:
     critical: bool = False
     classification: Optional[str] = None
     cascade: str = "refuse"
+    find: tuple[str, ...] = ()
     at: Optional[str] = None
 
     @property

@@ -152,7 +152,7 @@ def _port(tree: Tree, path: KeyPath, env: Mapping[str, str]) -> int:
 
 def _table(tree: Tree, path: KeyPath) -> Table:
     values = tree.get(path)
-    key = values.get("primary_key", ())
+    key, find = values.get("primary_key", ()), values.get("find_columns") or default(("table", "find_columns"))
     vacuum = _inherited(tree, path, "vacuum_strategy")
     return Table(
         name=values.get("name", ""), timestamp=values.get("timestamp_column", ""),
@@ -162,7 +162,8 @@ def _table(tree: Tree, path: KeyPath) -> Table:
         batch_size=int(_inherited(tree, path, "batch_size")), sleep_s=_inherited(tree, path, "sleep_between_batches"),
         vacuum=vacuum if _inherited(tree, path, "vacuum_after") else "none",
         critical=values.get("critical") or False, classification=values.get("classification"),
-        cascade=values.get("cascade") or default(("table", "cascade")), at=str(tree.place(path)))
+        cascade=values.get("cascade") or default(("table", "cascade")),
+        find=(find,) if isinstance(find, str) else tuple(find), at=str(tree.place(path)))
 
 
 def _inherited(tree: Tree, path: KeyPath, key: str) -> Any:

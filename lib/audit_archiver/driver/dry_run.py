@@ -103,7 +103,7 @@ def _look_at_all(settings: Config, database: Database, planned: list[dict[str, A
 
 def look(connection: connect.Connection, settings: Config, job: dict[str, Any]) -> Look:
     """What a run would do with `job`, with a sample of its rows; `connection` should be read-only."""
-    shape = catalog.shape(connection, job["schema"], job["table"], tuple(job["key"]), job["timestamp"])
+    shape = catalog.shape(connection, job["schema"], job["table"], tuple(job["key"]), job["timestamp"], find=job.get("find", ()))
     window = Window(job["cutoff"], job["start"], job["end"])
     made = Statements(shape, window)
     rows = report.planned_rows([job])[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Iterable, Pattern, Sequence
+from typing import Any, Iterable, Pattern, Sequence
 
 from audit_archiver.exits import InputError
 
@@ -18,9 +18,9 @@ from audit_archiver.exits import InputError
 _VALUE = rb'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[^",{}\[\]\s]+)'
 
 
-def pattern(key: Sequence[str]) -> Pattern[bytes]:
-    """A pattern that matches one whole row line and captures the values of its key columns."""
-    parts = [re.escape(json.dumps(column, ensure_ascii=False).encode()) + rb":(" + _VALUE + rb")" for column in key]
+def pattern(columns: Sequence[str]) -> Pattern[bytes]:
+    """A pattern that matches one whole row line and captures the values of its first columns, which are scalars."""
+    parts = [re.escape(json.dumps(column, ensure_ascii=False).encode()) + rb":(" + _VALUE + rb")" for column in columns]
     return re.compile(rb"(?m)^\{" + rb",".join(parts) + rb"(?:,.*)?\}\n")
 
 
@@ -29,10 +29,19 @@ def texts(chunk: bytes, matcher: Pattern[bytes], rows: int) -> list[bytes]:
 
     Raises InputError if a line does not begin with the key or does not end as a row does.
     """
-    found = matcher.findall(chunk)
-    if len(found) != rows:
-        raise InputError(f"{rows - len(found)} of {rows} row lines do not begin with the key columns")
+    found = _found(chunk, matcher, rows)
     return found if matcher.groups == 1 else list(map(b",".join, found))
+
+
+def values(chunk: bytes, matcher: Pattern[bytes], rows: int) -> list[Sequence[bytes]]:
+    """The JSON values of the `rows` whole lines in `chunk`: for each column of the pattern one per row. Raises as `texts`."""
+    found = _found(chunk, matcher, rows)
+    return [found] if matcher.groups == 1 else list(zip(*found))
+
+
+def joined(columns: Sequence[Sequence[bytes]]) -> Sequence[bytes]:
+    """The key texts of the key columns' values, as `values` gives them."""
+    return columns[0] if len(columns) == 1 else list(map(b",".join, zip(*columns)))
 
 
 def to_list(key_texts: Iterable[bytes], columns: int) -> bytes:
@@ -48,6 +57,13 @@ def from_list(items: bytes, columns: int) -> list[bytes]:
     if not items:
         return []
     return items.split(b",\n") if columns == 1 else items[1:-1].split(b"],\n[")
+
+
+def _found(chunk: bytes, matcher: Pattern[bytes], rows: int) -> list[Any]:
+    found = matcher.findall(chunk)
+    if len(found) != rows:
+        raise InputError(f"{rows - len(found)} of {rows} row lines do not begin with the key columns")
+    return found
 
 
 class Digest:

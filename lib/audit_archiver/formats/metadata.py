@@ -11,16 +11,20 @@ from typing import Any, Sequence
 from audit_archiver import __version__, lines
 from audit_archiver.exits import InputError
 from audit_archiver.formats import batch as batches
-from audit_archiver.formats import keys, members, names, schema
+from audit_archiver.formats import find, keys, members, names, schema
 
+_FILTERS_OPEN = b',"filters":[\n'
 _KEYS_OPEN = b',"primary_keys":[\n'
 _KEYS_CLOSE = b"\n]}\n"
 _TWICE = {"database": "database", "schema_name": "schema", "table": "table", "batch_number": "number", "batch_id": "id",
           "archived_at": "archived_at", "record_count": "rows"}
 
 
-def build(frame: dict[str, Any], serialized: dict[str, Any], bucket: str, level: int) -> dict[str, Any]:
-    """The metadata of a batch from its opening frame and what aa-serialize made of it (REQ-S3-017, REQ-VER-013)."""
+def build(frame: dict[str, Any], serialized: dict[str, Any], found: dict[str, Any], bucket: str, level: int) -> dict[str, Any]:
+    """The metadata of a batch from its opening frame and what aa-serialize made of it (REQ-S3-017, REQ-VER-013).
+
+    `found` is what formats.find says about its rows.
+    """
     batch, table, data = frame["batch"], frame["table"], serialized["data"]
     library, library_level = members.compressor(level)
     value: dict[str, Any] = {
@@ -41,12 +45,20 @@ def build(frame: dict[str, Any], serialized: dict[str, Any], bucket: str, level:
         "deletion_manifest_path": f"s3://{bucket}/{serialized['stem']}{names.KEYS}",
         "rows_sha256": serialized["rows_sha256"], "gz_sha256": data["gz_sha256"], "gz_bytes": data["gz_bytes"],
         "member_rows": data["member_rows"], "members": data["members"],
-        "batch": batch,
+        "batch": batch, **found,
     }
     if "ddl" in table:
         value["schema"]["ddl"] = table["ddl"]
     schema.validate("metadata", value, "the metadata")
     return value
+
+
+def dump(value: dict[str, Any]) -> bytes:
+    """The bytes of metadata: one line, or the parts of the filters in lines of their own behind it, so that a reader can fetch one."""
+    if "filters" not in value:
+        return lines.dump(value)
+    header = {name: item for name, item in value.items() if name != "filters"}
+    return lines.dump(header)[:-2] + _FILTERS_OPEN + b"".join(find.lines_of(value["filters"])) + b"]}\n"
 
 
 def rebuild(value: Any, stem: str, metadata_sha256: str, manifest_sha256: str) -> dict[str, Any]:

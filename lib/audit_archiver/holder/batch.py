@@ -85,8 +85,9 @@ def name_left(title: str, locked: Locked, max_row_mb: float) -> None:
 
 def describe(shape: Any, host: Optional[str], version: int, least_greatest: tuple[str, str],
              ddl: Optional[list[str]] = None) -> dict[str, Any]:
-    """The `table` object of the rows frame, which goes into the metadata only; `ddl` goes into a run's first one (REQ-INT-012)."""
-    return {**({"ddl": ddl} if ddl else {}), "host": host or "local", "postgres_version": catalog.version(version),
+    """The `table` object of the rows frame, which is for the metadata only; `ddl` goes into a run's first one (REQ-INT-012)."""
+    return {**({"ddl": ddl} if ddl else {}), **({"find": list(shape.find)} if shape.find else {}),
+            "host": host or "local", "postgres_version": catalog.version(version),
             "columns": [[column.name, column.type, column.nullable] for column in shape.ordered()],
             "primary_key": list(shape.key), "range": list(least_greatest),
             "indexes": [{"name": name, "columns": list(columns)} for name, columns in shape.indexes]}

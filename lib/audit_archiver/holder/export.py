@@ -76,9 +76,10 @@ class Export:
                 "host": database.host or "local"}
 
     def _plan(self, job: dict[str, Any], connection: connect.Connection) -> tuple[catalog.Shape, Statements]:
-        key = *key_of(job), tuple(job["key"]), job["timestamp"], job["cutoff"], job["start"], job["end"], job["shape_sha256"]
+        find = tuple(job.get("find", ()))
+        key = *key_of(job), tuple(job["key"]), job["timestamp"], job["cutoff"], job["start"], job["end"], job["shape_sha256"], find
         if key not in self._planned:
-            shape = catalog.shape(connection, job["schema"], job["table"], tuple(job["key"]), job["timestamp"])
+            shape = catalog.shape(connection, job["schema"], job["table"], tuple(job["key"]), job["timestamp"], find=find)
             if shape.sha256 != job["shape_sha256"]:
                 raise Retryable(f"table '{shape.title}' changed after it was planned", hint="plan it anew")
             self._planned[key] = shape, Statements(shape, Window(job["cutoff"], job["start"], job["end"]))

@@ -75,12 +75,12 @@ class DatabaseSession:
 
     def plan(self, job: dict[str, Any], leave: list[str]) -> Plan:
         """The plan of `job`, made at its first begin. Raises ConfigError, Retryable (changed since planned) and others."""
-        name = job["schema"], job["table"]
-        asked = *name, tuple(job["key"]), job["timestamp"], job["cutoff"], job["start"], job["end"], job["shape_sha256"]
+        name, find = (job["schema"], job["table"]), tuple(job.get("find", ()))
+        asked = *name, tuple(job["key"]), job["timestamp"], job["cutoff"], job["start"], job["end"], job["shape_sha256"], find
         with self._guard:
             if asked not in self._plans:
                 configured = partitions.configured(self.control, self.database, *name)
-                shape = catalog.shape(self.control, *name, tuple(job["key"]), job["timestamp"], getattr(configured, "at", None))
+                shape = catalog.shape(self.control, *name, tuple(job["key"]), job["timestamp"], getattr(configured, "at", None), find)
                 if shape.sha256 != job["shape_sha256"]:
                     raise Retryable(f"table '{shape.title}' changed after it was planned", hint="it is planned anew")
                 if self.per_table and shape.oid not in self._locked_tables:

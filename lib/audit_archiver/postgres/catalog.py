@@ -6,9 +6,10 @@ UPDATE keeps ADD COLUMN out, but not CREATE TRIGGER or a new ON DELETE CASCADE k
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from dataclasses import dataclass
-from typing import Any, Optional
+from dataclasses import dataclass, replace
+from typing import Any, Optional, Sequence
 
 from audit_archiver.exits import ConfigError, PermissionDenied
 from audit_archiver.postgres import columns as table_columns
@@ -109,6 +110,7 @@ class Shape:
     points_elsewhere: bool
     toasted: bool
     sha256: str
+    find: tuple[str, ...] = ()
 
     @property
     def qualified(self) -> str:
@@ -126,9 +128,17 @@ class Shape:
         return self.points_elsewhere or bool(self.references)
 
     def ordered(self) -> list[table_columns.Column]:
-        """The columns as they stand in a row line: the key first, in key order, then the rest in table order."""
+        """The columns as they stand in a row line: the key, in its order, what rows are found by, the rest in table order.
+
+        Where the first ones end is plain to see in any row, so nothing in a later value can be taken for one of them.
+        """
         by_name = {column.name: column for column in self.columns}
-        return [by_name[name] for name in self.key] + [c for c in self.columns if c.name not in self.key]
+        return [by_name[name] for name in dict.fromkeys([*self.key, *self.find, *by_name])]
+
+    def as_exported(self, columns: Sequence[Sequence[str]]) -> Shape:
+        """The same table with the columns (name, type) of a batch line, as they stand in its rows; without those that are gone."""
+        by_name = {column.name: column for column in self.columns}
+        return replace(self, columns=tuple(by_name[name] for name, _ in columns if name in by_name))
 
     def column(self, name: str) -> table_columns.Column:
         """The column called `name`."""
@@ -136,7 +146,7 @@ class Shape:
 
 
 def shape(connection: connect.Connection, schema: str, name: str, key: tuple[str, ...], timestamp: str,
-          at: Optional[str] = None) -> Shape:
+          at: Optional[str] = None, find: Sequence[str] = ()) -> Shape:
     """Read the shape of a table and refuse, by name and with the remedy, what cannot be archived exactly.
 
     Raises ConfigError (`at` is the table's place in the configuration) or PermissionDenied.
@@ -155,6 +165,7 @@ def shape(connection: connect.Connection, schema: str, name: str, key: tuple[str
     _check_columns(title, columns, key, timestamp, at)
     timestamp_type = _timestamp_type(connection, oid, title, timestamp, at)
     indexes = connect.rows(connection, _INDEXES_SQL, (oid,))
+    _check_find(title, columns, find, at)
     collated = [row[0] for row in connect.rows(connection, _OTHER_COLLATION_SQL, (oid, list(key)))]
     _check_key(title, columns, key, indexes, collated, at)
     rules = [row[0] for row in connect.rows(connection, "SELECT rulename FROM pg_rewrite WHERE ev_class = %s AND ev_type = '4'", (oid,))]
@@ -169,7 +180,7 @@ def shape(connection: connect.Connection, schema: str, name: str, key: tuple[str
         delete_triggers=tuple(row[0] for row in connect.rows(connection, (
             "SELECT tgname FROM pg_trigger WHERE tgrelid = %s AND NOT tgisinternal AND tgtype & 8 = 8 AND tgenabled <> 'D'"), (oid,))),
         points_elsewhere=connect.scalar(connection, "SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND conrelid = %s)", (oid,)),
-        toasted=toasted, sha256=fingerprint)
+        toasted=toasted, sha256=fingerprint, find=tuple(find))
 
 
 def read_fingerprint(connection: connect.Connection, oid: int) -> str:
@@ -255,6 +266,25 @@ def _check_key(title: str, columns: tuple[table_columns.Column, ...], key: tuple
         unique = [", ".join(index[2]) for index in indexes if index[1]]
         raise ConfigError(f"table '{title}' has no primary key or unique index on '{', '.join(key)}', so rows could not be told apart",
                           at=at, hint=f"unique are: {' | '.join(unique)}" if unique else "add one, or remove the table")
+
+
+def _check_find(title: str, columns: tuple[table_columns.Column, ...], find: Sequence[str], at: Optional[str]) -> None:
+    """What rows are found by must have one text for each value, or a reader would look for another text than the row's."""
+    by_name = {column.name: column for column in columns}
+    for name in find:
+        column = by_name.get(name)
+        if column is None:
+            near = difflib.get_close_matches(name, by_name, 1, 0.6)
+            raise ConfigError(f"table '{title}' has no column '{name}' (find_columns)", at=at,
+                              hint=f"did you mean '{near[0]}'?" if near else f"its columns are {', '.join(by_name)}")
+        if column.generated == "v":
+            raise ConfigError(f"column '{name}' of table '{title}' is computed when it is read and not archived, so no row is found by it",
+                              at=at, hint="name another one in find_columns")
+        if not column.uniform:
+            raise ConfigError(f"column '{name}' of table '{title}' has the type {column.type}, whose equal values may be written differently, "
+                              "so no row is found by it", at=at,
+                              hint="name in find_columns integers, texts, enums, uuids, dates, times, addresses, booleans, bytea, "
+                                   "numeric(p,s) or character(n)")
 
 
 def _nearest(connection: connect.Connection, schema: str, name: str) -> str:

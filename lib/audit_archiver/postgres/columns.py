@@ -14,6 +14,7 @@ The codecs are in codecs.py; all of it relies on the pinned session of connect.p
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Iterable, Optional, Sequence
 
@@ -27,6 +28,8 @@ SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull, 
        {generated}, a.attidentity::text, a.atttypid::bigint
 FROM pg_attribute a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
+
+_UNIFORM = re.compile(r"(numeric|character)\([-0-9,]+\)")  # a length and a scale are what makes them so
 
 _HIDDEN_OIDS_SQL = "SELECT relhasoids FROM pg_class WHERE oid = %s"
 
@@ -125,6 +128,11 @@ class Column:
     def ranked_as(self) -> Optional[str]:
         """The type to order and compare it as, or None for its own."""
         return self._codec().ranked_as
+
+    @property
+    def uniform(self) -> bool:
+        """True if equal values have one JSON text: 1.0 and 1 are equal, so it takes a numeric with a scale to be uniform."""
+        return self._codec().uniform or _UNIFORM.fullmatch(self.type) is not None
 
     @property
     def restored(self) -> bool:

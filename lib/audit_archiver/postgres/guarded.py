@@ -38,7 +38,8 @@ class Guarded:
     def __init__(self, control: connect.Connection, transaction: Transaction, batch: dict[str, Any], scope: Optional[int],
                  what: str, at: Optional[str] = None) -> None:
         self._control, self._transaction, self._scope, self._what = control, transaction, scope, what
-        self._shape = catalog.shape(control, batch["schema"], batch["table"], tuple(batch["key"]), batch["timestamp"], at)
+        self._shape = catalog.shape(control, batch["schema"], batch["table"], tuple(batch["key"]), batch["timestamp"],
+                                    at).as_exported(batch["columns"])
         self.server = catalog.server(control, self._shape.oid)
         self._statements = Statements(self._shape, Window(batch["cutoff"]))
 

@@ -34,6 +34,9 @@ EXTENSIONS = frozenset({("citext", "citext"), ("hstore", "hstore"), ("ltree", "l
 PLAIN = {**dict.fromkeys(("int2", "int4", "int8"), ""), **dict.fromkeys(("uuid", "inet", "cidr", "macaddr", "macaddr8", "pg_lsn"), '"')}
 """What to_json puts around the text of these types, in which nothing ever needs an escape."""
 
+UNIFORM = frozenset("bool int2 int4 int8 text varchar name uuid date time timestamp timestamptz inet cidr macaddr macaddr8 bytea".split())
+"""Types whose equal values are always written alike, so that a value can be looked for by its text."""
+
 VECTORS = frozenset({"int2vector", "oidvector"})
 TINY_JSONB_BYTES = 13
 """A jsonb smaller than this can be JSON null but cannot hold the key "$json"; pg_column_size does not detoast."""
@@ -101,7 +104,7 @@ class Codec:
     `encodes_json`: an encoded value is json already, and NULL just where the value is.
     `raises`: `encode` raises for a value that would not come back, so that each value has to pass through it.
     `comparable`: the `=` and `<` of pg_catalog compare two values, as a key's must be. `ranked_as`: the type as which they
-    do, where ORDER BY would take an order of the type's own.
+    do, where ORDER BY would take an order of the type's own. `uniform`: equal values have one JSON text.
     """
 
     sql: str
@@ -118,6 +121,7 @@ class Codec:
     raises: bool = False
     comparable: bool = True
     ranked_as: Optional[str] = None
+    uniform: bool = False
 
     def fragments(self, x: str, before: str) -> list[str]:
         """Expressions whose texts together, NULLs left out, are `before` and what row_to_json writes for `x`."""
@@ -275,7 +279,7 @@ def _multirange(kind: Type, part: Codec, depth: int) -> Codec:
 
 def _enum(kind: Type) -> Codec:
     # row_to_json would use a cast to json, if somebody made one
-    return Codec(kind.sql, kind.sql, (lambda x: f"textin(enum_out({x}))") if kind.json_cast else _same)
+    return Codec(kind.sql, kind.sql, (lambda x: f"textin(enum_out({x}))") if kind.json_cast else _same, uniform=True)
 
 
 def _of_others(kind: Type) -> Codec:
@@ -296,7 +300,7 @@ def _of_others(kind: Type) -> Codec:
 def _builtin(kind: Type, depth: int) -> Codec:
     name = kind.name
     if name in NATIVE:
-        return Codec(kind.sql, kind.sql, around=PLAIN.get(name))
+        return Codec(kind.sql, kind.sql, around=PLAIN.get(name), uniform=name in UNIFORM)
     if name in PARSED:
         return Codec(kind.sql, kind.sql, doubt=f"nobody has proven that every text of a '{name}' is read back")
     if name == "numeric":
@@ -310,7 +314,7 @@ def _builtin(kind: Type, depth: int) -> Codec:
         return _json(kind, depth)
     if name == "bytea":
         return Codec(kind.sql, "text", lambda x: f"'base64:' || replace(encode({x}, 'base64'), E'\\n', '')",
-                     lambda x: f"decode(substr({x}, 8), 'base64')", around='"')
+                     lambda x: f"decode(substr({x}, 8), 'base64')", around='"', uniform=True)
     if name == "char":  # bytes over 127 are no UTF-8, and come out raw before PostgreSQL 15
         return Codec(kind.sql, "text", lambda x: f"CASE WHEN {x}::int4 < 0 THEN {x}::int4::text ELSE {x}::text END",
                      lambda x: f"CASE WHEN length({x}) > 1 THEN {x}::int4::\"char\" ELSE {x}::\"char\" END",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Iterator, Optional, Sequence
 
 from audit_archiver.exits import ArchiverError
@@ -99,12 +99,11 @@ class Table:
 
     def __init__(self, connection: connect.Connection, batch: dict[str, Any]) -> None:
         self._connection = connection
-        shape = catalog.shape(connection, batch["schema"], batch["table"], tuple(batch["key"]), batch["timestamp"])
-        then = {name: kind for name, kind in batch["columns"]}
-        kept = tuple(column for column in shape.columns if column.name in then)
-        self.comparable = {column.name: column.type for column in kept} == then
+        shape = catalog.shape(connection, batch["schema"], batch["table"], tuple(batch["key"]),
+                              batch["timestamp"]).as_exported(batch["columns"])
+        self.comparable = [[column.name, column.type] for column in shape.columns] == batch["columns"]
         self.oid = shape.oid
-        self._statements = Statements(replace(shape, columns=kept), Window(batch["cutoff"]))
+        self._statements = Statements(shape, Window(batch["cutoff"]))
 
     def present(self, key_texts: Sequence[bytes]) -> list[int]:
         """The numbers (from 1) of the keys that are in the table, in order."""

@@ -105,7 +105,7 @@ def _of_table(connection: connect.Connection, database: Database, table: Table, 
               force: bool, amounts: Optional[list[on_run.Amount]], job: Optional[dict[str, Any]]) -> list[Finding]:
     where = {"database": database.name, "schema": table.schema, "table": table.name, "at": table.at}
     try:
-        shape = catalog.shape(connection, table.schema, table.name, table.key, table.timestamp, table.at)
+        shape = catalog.shape(connection, table.schema, table.name, table.key, table.timestamp, table.at, table.find)
     except ArchiverError as error:
         return [failure(SHAPE, error, **where)]
     look = on_table.Look(connection, database, table, shape, server, force)

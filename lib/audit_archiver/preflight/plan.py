@@ -125,7 +125,7 @@ def _plan_tables(session: connect.Connection, database: Database, tables: Sequen
         return
     for table in tables:
         try:
-            shape = catalog.shape(session, table.schema, table.name, table.key, table.timestamp, table.at)
+            shape = catalog.shape(session, table.schema, table.name, table.key, table.timestamp, table.at, table.find)
             found.append((shape, _job(session, database, table, shape, run, selection, planned)))
         except ArchiverError as error:
             found.append((None, _refused(database, table, run, _explained(error, table))))
@@ -146,7 +146,8 @@ def _job(session: connect.Connection, database: Database, table: Table, shape: c
     return jobs.build(
         run=run, database=database.name, schema=table.schema, table=table.name, key=list(table.key),
         timestamp=table.timestamp, cutoff=cutoff, start=selection.start, end=selection.end, batch_size=size,
-        limit=selection.limit, sleep_s=table.sleep_s, cursor=None, estimate=rows, shape_sha256=shape.sha256)
+        limit=selection.limit, sleep_s=table.sleep_s, cursor=None, estimate=rows, shape_sha256=shape.sha256,
+        **({"find": list(table.find)} if table.find else {}))
 
 
 def _refused(database: Database, table: Table, run: str, error: ArchiverError) -> dict[str, Any]:

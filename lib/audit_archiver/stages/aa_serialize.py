@@ -19,6 +19,7 @@ from audit_archiver.cli import Command
 from audit_archiver.exits import ConfigError, InputError, Mismatch
 from audit_archiver.formats import batch as batches
 from audit_archiver.formats import frames, keys, members, metadata, names
+from audit_archiver.formats.find import Finder
 from audit_archiver.formats.rows import Appender, added_fields
 from audit_archiver.points import point
 
@@ -81,7 +82,8 @@ def _stage(source: lines.Source, frame: dict[str, Any], directory: str, stem: st
     batch = frame["batch"]
     base = os.path.join(directory, os.path.basename(stem))
     with open(base + names.DATA + ".tmp", "wb", buffering=0) as out:
-        writer, rows_sha256, key_texts = _write_rows(source, batch, out, level)
+        finder = Finder(batch["key"], frame["table"].get("find", ()), frame["table"]["columns"])
+        writer, rows_sha256, key_texts = _write_rows(source, batch, finder, out, level)
     end = frames.parse(_line(source), frames.END)
     digest = keys.Digest()
     digest.update(key_texts)
@@ -89,7 +91,7 @@ def _stage(source: lines.Source, frame: dict[str, Any], directory: str, stem: st
     os.rename(base + names.DATA + ".tmp", base + names.DATA)
     point("serialize.data.written")
     serialized: dict[str, Any] = {"dir": directory, "stem": stem, "rows": writer.rows, "rows_sha256": rows_sha256, "data": writer.summary()}
-    described = lines.dump(metadata.build(frame, serialized, bucket, level))
+    described = metadata.dump(metadata.build(frame, serialized, finder.found(), bucket, level))
     serialized["metadata_sha256"] = _put(base + names.METADATA, described)
     serialized["manifest_sha256"] = _put(base + names.KEYS, metadata.key_list(batch, key_texts))
     line = batches.new(batch, serialized)
@@ -98,10 +100,11 @@ def _stage(source: lines.Source, frame: dict[str, Any], directory: str, stem: st
     return line
 
 
-def _write_rows(source: lines.Source, batch: dict[str, Any], out: BinaryIO, level: int) -> tuple[members.Writer, str, list[bytes]]:
+def _write_rows(source: lines.Source, batch: dict[str, Any], finder: Finder, out: BinaryIO,
+                level: int) -> tuple[members.Writer, str, list[bytes]]:
     """The batch's rows into gzip members; chunk by chunk, no row is handled by itself in Python."""
     writer = members.Writer(out, level)
-    matcher = keys.pattern(batch["key"])
+    matcher, key_columns = keys.pattern(finder.columns), len(batch["key"])
     appender = Appender(added_fields(batch))
     digest = hashlib.sha256()
     key_texts: list[bytes] = []
@@ -128,7 +131,10 @@ def _write_rows(source: lines.Source, batch: dict[str, Any], out: BinaryIO, leve
             rest, chunk, rows = bytes(chunk[end:]) + rest, chunk[:end], left
         extended = appender.extend(chunk, rows)
         digest.update(chunk)
-        key_texts += keys.texts(chunk, matcher, rows)
+        values = keys.values(chunk, matcher, rows)
+        key_texts += keys.joined(values[:key_columns])
+        finder.add(values)
+        del values  # a row's own size, where rows are large
         writer.write(extended, rows)
         left -= rows
         if not left:
