@@ -111,6 +111,14 @@ def test_the_columns_of_a_composite_key_have_ranges_each() -> None:
     assert may_hold({**found, "members": [0]}, "no", b"9") == [0]
 
 
+@pytest.mark.parametrize("kind", ["numeric", "numeric(8,2)", "double precision", "public.citext", "character(3)"])
+def test_a_key_whose_equal_values_may_be_written_differently_has_no_range(kind: str) -> None:
+    """1.0 is 1: who looks for 1 must not be told that the batch ends at "1.0"."""
+    finder = Finder(["v", "id"], [], [["v", kind], ["id", "bigint"]])
+    finder.add([[b'"1.0"', b'"2"'], [b"3", b"3"]])
+    assert finder.found() == {"ranges": [{"column": "id", "order": "number", "min": 3, "max": 3}]}
+
+
 def test_without_columns_to_find_by_there_are_ranges_of_the_key_alone() -> None:
     finder = Finder(["id"], [], [["id", "bigint"]])
     finder.add([[b"8", b"11"]])

@@ -24,6 +24,7 @@ PART = 1 << 14  # residues in a part of a filter: a reader fetches one of 16
 RANGE_BYTES = 100  # a longer value is no bound worth having in each metadata
 
 _NUMBERS = ("smallint", "integer", "bigint")
+_UNIFORM = (*_NUMBERS, "uuid", "text", "date", "timestamp without time zone", "timestamp with time zone")
 _NULL = b"null"
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _HALF = len(_DIGITS) // 2
@@ -32,26 +33,29 @@ _HALF = len(_DIGITS) // 2
 class Finder:
     """Collects ranges of the key and of the columns to find rows by, and filters of the latter, while the rows pass.
 
-    `types` is the list of [name, type, ...] of the table's columns. Without columns to find by only ranges are made.
+    `types` is the list of [name, type, ...] of the table's columns. Without columns to find by only ranges are made. A key may
+    be of a type whose equal values are written differently (1.0 and 1): of it there is no range, or a reader would leave out a batch
+    that holds what he looks for. Columns to find by are never of such a type (postgres/catalog.py).
     """
 
     def __init__(self, key: Sequence[str], find: Sequence[str], types: Sequence[Sequence[Any]]) -> None:
         self.columns = list(dict.fromkeys((*key, *find)))
         """The names of the columns that `add` takes, as they stand first in each row line."""
         known = {name: kind for name, kind, *_ in types}
-        self._ranges = [_Range(name, known.get(name) in _NUMBERS, name not in key) for name in self.columns]
+        self._ranges = [(place, _Range(name, known.get(name) in _NUMBERS, name not in key))
+                        for place, name in enumerate(self.columns) if name in find or known.get(name) in _UNIFORM]
         self._filters = [(self.columns.index(name), name, _Filter()) for name in find]
 
     def add(self, values: Sequence[Sequence[bytes]]) -> None:
         """The next rows' JSON values, for each column one per row. Raises InputError where an integer is none."""
-        for column, found in zip(self._ranges, values):
-            column.add(found)
+        for place, column in self._ranges:
+            column.add(values[place])
         for place, _, made in self._filters:
             made.add(values[place])
 
     def found(self) -> dict[str, Any]:
         """What goes into the metadata: `ranges`, and if there are columns to find rows by, `find` and `filters`."""
-        made: dict[str, Any] = {"ranges": [each.summary() for each in self._ranges if each.known]}
+        made: dict[str, Any] = {"ranges": [each.summary() for _, each in self._ranges if each.known]}
         if self._filters:
             parts = [part for _, _, each in self._filters for part in each.parts()]
             made["find"] = {"hash": "crc32", "modulus": MODULUS, "columns": [name for _, name, _ in self._filters],
