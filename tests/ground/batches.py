@@ -38,7 +38,7 @@ def staged(root: Path, bucket: str, *, prefix: str = "archives/", rows: int = 10
     """Write a staged batch of generated rows and return its batch line; `find` are columns that stand behind the key."""
     start = first_id if first_id is not None else 1 + (number - 1) * rows
     plain = [row(start + place, key, width, seed) for place in range(rows)]
-    key_texts = keys.texts(b"".join(plain), keys.pattern(key), rows)
+    key_texts = keys.texts(b"".join(plain), keys.pattern(key))
     digest = keys.Digest()
     digest.update(key_texts)
     ends = [[json.loads(line)["created_at"], *json.loads(b"[" + text + b"]")]
@@ -67,7 +67,7 @@ def staged(root: Path, bucket: str, *, prefix: str = "archives/", rows: int = 10
     serialized: dict[str, Any] = {"dir": str(directory), "stem": stem, "rows": rows,
                                   "rows_sha256": hashlib.sha256(b"".join(plain)).hexdigest(), "data": writer.summary()}
     finder = Finder(key, find, COLUMNS)
-    finder.add(keys.values(b"".join(plain), keys.pattern(finder.columns), rows))
+    finder.add(keys.values(b"".join(plain), keys.pattern(finder.columns)))
     described = metadata.dump(metadata.build(frame, serialized, finder.found(), bucket, 6))
     listed = metadata.key_list(batch, key_texts)
     Path(f"{base}{names.METADATA}").write_bytes(described)

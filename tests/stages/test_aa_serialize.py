@@ -70,7 +70,7 @@ def stream(lines_of_rows: Sequence[bytes], *, end: Optional[dict[str, Any]] = No
            find: Sequence[str] = (), **changes: Any) -> bytes:
     """A whole rows stream; `changes` alter the batch, `end` the closing frame, `find` are columns to find rows by."""
     plain, count = b"".join(lines_of_rows), len(lines_of_rows)
-    frame = frame_of(keys.texts(plain, keys.pattern(matcher_key), count), **changes)
+    frame = frame_of(keys.texts(plain, keys.pattern(matcher_key)), **changes)
     closing = {"id": frame["batch"]["id"], "rows": count, "rows_sha256": hashlib.sha256(plain).hexdigest(), **(end or {})}
     table = {**frame["table"], **({"find": list(find)} if find else {})}
     return frames.opening(frame["batch"], table) + plain + lines.dump(["end", 1, closing])
@@ -238,15 +238,15 @@ def test_counts_and_digests_of_the_closing_frame_must_be_those_of_the_rows(path,
 
 def test_counts_and_digests_of_the_opening_frame_must_be_those_of_the_rows(path, staging):
     refused(path, staging, stream(rows_of(4), keys_sha256="0" * 64), "the keys in the rows are not the keys that were locked")
-    refused(path, staging, stream(rows_of(4), rows=5), "a line between the frames is not a row")
+    refused(path, staging, stream(rows_of(4), rows=5), "1 of 5 lines are no rows that begin with the key columns")
     refused(path, staging, stream(rows_of(4), rows=3), "expected an 'end' frame")
     refused(path, staging, stream(rows_of(4), id="0" * 64), "does not belong to its frame")
     refused(path, staging, stream(rows_of(4), table="other", id=frame_of([b"1", b"4"])["batch"]["id"]), "does not belong to its frame")
 
 
 def test_columns_to_find_by_must_stand_behind_the_key(path, staging):
-    refused(path, staging, stream(rows_of(4), find=("note",)), "4 of 4 row lines do not begin with the key columns")
-    refused(path, staging, stream(rows_of(4), find=("created_at", "other")), "4 of 4 row lines do not begin")
+    refused(path, staging, stream(rows_of(4), find=("note",)), "4 of 4 lines are no rows that begin with the key columns")
+    refused(path, staging, stream(rows_of(4), find=("created_at", "other")), "4 of 4 lines are no rows")
 
 
 def test_a_row_that_was_altered_exchanged_or_left_out_is_noticed(path, staging):

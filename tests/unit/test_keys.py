@@ -51,7 +51,7 @@ def test_the_key_is_found_in_any_row_byte_for_byte(key: list[str], data: st.Data
     made = data.draw(st.lists(row, min_size=1, max_size=8))
     lines = [row_of({**dict(zip(key, values)), **{name: item for name, item in rest.items() if name not in key}}, escaped)
              for values, rest in made]
-    found = keys.texts(b"".join(lines), keys.pattern(key), len(lines))
+    found = keys.texts(b"".join(lines), keys.pattern(key))
     assert found == [text_of(values, escaped) for values, _ in made]
     assert [json.loads(b"[" + each + b"]") for each in found] == [[json.loads(line)[name] for name in key] for line in lines]
 
@@ -80,11 +80,11 @@ def test_the_digest_is_that_of_one_text_per_line_in_any_portions(values: list[An
 
 def test_numbers_beyond_a_double_and_spellings_of_the_server_stay_as_they_are() -> None:
     rows = b'{"id":9007199254740993,"v":1}\n{"id":1e+15,"v":1}\n{"id":-0,"v":1}\n{"id":"1.50","v":1}\n{"id":true}\n{"id":"\\u00e9\\""}\n'
-    assert keys.texts(rows, keys.pattern(["id"]), 6) == [b"9007199254740993", b"1e+15", b"-0", b'"1.50"', b"true", b'"\\u00e9\\""']
+    assert keys.texts(rows, keys.pattern(["id"])) == [b"9007199254740993", b"1e+15", b"-0", b'"1.50"', b"true", b'"\\u00e9\\""']
 
 
 def test_a_key_that_is_the_whole_row_is_found() -> None:
-    assert keys.texts(b'{"a":1,"b":"x"}\n', keys.pattern(["a", "b"]), 1) == [b'1,"x"']
+    assert keys.texts(b'{"a":1,"b":"x"}\n', keys.pattern(["a", "b"])) == [b'1,"x"']
 
 
 @pytest.mark.req("REQ-VER-009")
@@ -92,7 +92,7 @@ def test_the_digest_can_be_made_by_hand_with_gzip_grep_and_sha256sum(tmp_path: P
     rows = b"".join(b'{"id":%d,"v":"{\\"id\\":7}","j":{"id":5}}\n' % number for number in range(9007199254740990, 9007199254741000))
     (tmp_path / "rows").write_bytes(rows)
     digest = keys.Digest()
-    digest.update(keys.texts(rows, keys.pattern(["id"]), 10))
+    digest.update(keys.texts(rows, keys.pattern(["id"])))
     by_hand = subprocess.run(["sh", "-c", "gzip -c rows | zcat | grep -oE '^\\{\"id\":[0-9]+' | cut -d: -f2 | sha256sum"],
                              cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert by_hand.split()[0] == digest.hexdigest()
@@ -101,26 +101,27 @@ def test_the_digest_can_be_made_by_hand_with_gzip_grep_and_sha256sum(tmp_path: P
 @pytest.mark.parametrize("line", [
     b'{"x":1,"id":2}\n', b'{"x":{"id":2}}\n', b'{"id":null_,"x":1]\n', b'{"id":[1],"x":1}\n', b'{"id":{"a":1},"x":1}\n',
     b'{ "id":1}\n', b'{"id": 1}\n', b'["end",1,{"id":2}]\n', b"\n", b'{"id":1,"x":2\n', b'{"id":1}x\n', b' {"id":1}\n',
+    b"null\n", b'{"id":1} \n', b'{"id":1}\r\n', b'{"id":1[2],"x":3}\n',
     b'{"id":1 ,"x":2}\n', b'{"id":"a\n', b'\x01{"id":1,"x":2}\x01\n', b'{"ID":1}\n', b'{"id2":1}\n'])
 def test_a_line_that_does_not_begin_with_the_key_or_end_as_a_row_is_refused(line: bytes) -> None:
-    with pytest.raises(InputError, match="1 of 3 row lines do not begin with the key columns"):
-        keys.texts(b'{"id":1,"x":2}\n' + line + b'{"id":3,"x":2}\n', keys.pattern(["id"]), 3)
+    with pytest.raises(InputError, match="1 of 3 lines are no rows that begin with the key columns"):
+        keys.texts(b'{"id":1,"x":2}\n' + line + b'{"id":3,"x":2}\n', keys.pattern(["id"]))
 
 
 def test_a_row_that_holds_another_row_s_text_counts_once() -> None:
     row = dump({"id": 1, "v": '{"id":2}\n{"id":3}'}) + b"\n"
-    assert keys.texts(row * 2, keys.pattern(["id"]), 2) == [b"1", b"1"]
+    assert keys.texts(row * 2, keys.pattern(["id"])) == [b"1", b"1"]
 
 
 def test_a_message_about_a_row_does_not_show_it() -> None:
     with pytest.raises(InputError) as caught:
-        keys.texts(b'{"secret":"4711"}\n', keys.pattern(["id"]), 1)
+        keys.texts(b'{"secret":"4711"}\n', keys.pattern(["id"]))
     assert "4711" not in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_the_search_stays_linear_on_text_made_to_confuse_it() -> None:
     # backtracking over 2**20 quotes or backslashes would not end within anybody's patience
     odd = b'{"id":"' + b'\\"' * (1 << 20) + b'","v":"' + b'}","' * (1 << 18) + b'"}\n'
-    assert len(keys.texts(odd, keys.pattern(["id"]), 1)[0]) == (1 << 21) + 2
+    assert len(keys.texts(odd, keys.pattern(["id"]))[0]) == (1 << 21) + 2
     with pytest.raises(InputError):
-        keys.texts(b'{"id":"' + b"\\" * (1 << 20) + b"\n", keys.pattern(["id"]), 1)
+        keys.texts(b'{"id":"' + b"\\" * (1 << 20) + b"\n", keys.pattern(["id"]))

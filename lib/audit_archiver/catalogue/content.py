@@ -37,7 +37,7 @@ def keys_in_data(store: Store, line: dict[str, Any]) -> list[bytes]:
 
     def read() -> list[bytes]:
         with store.get(key) as body:
-            return [text for chunk, count in members.Reader(iter(body)) for text in keys.texts(chunk, matcher, count)]
+            return [text for chunk in members.Reader(iter(body)) for text in keys.texts(chunk, matcher)]
 
     texts = store.again(read)
     require_keys(texts, batch, f"'{store.url(key)}'")
@@ -62,12 +62,13 @@ def row_digests(store: Store, line: dict[str, Any]) -> Iterator[str]:
     url = store.url(batches.keys_of(line)[0])
     stripper = rows.Stripper(rows.added_fields(batch))
     with store.get(batches.keys_of(line)[0]) as body:
-        reader = members.Reader(iter(body))
+        reader, count = members.Reader(iter(body)), 0
         try:
-            for chunk, _ in reader:
+            for chunk in reader:
                 for row in chunk.split(b"\n")[:-1]:
+                    count += 1
                     yield hashlib.sha256(stripper.strip(row + b"\n")[:-1]).hexdigest()
         except InputError as error:
             raise Mismatch(f"'{url}': {error.msg}") from None
-    if (reader.sha256(), reader.rows) != (serialized["data"]["sha256"], batch["rows"]):
+    if (reader.sha256(), count) != (serialized["data"]["sha256"], batch["rows"]):
         raise Mismatch(f"'{url}' is not the object that was verified", hint="nothing was deleted; run aa-verify on the batch")

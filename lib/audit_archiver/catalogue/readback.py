@@ -48,7 +48,7 @@ def read_back(store: Store, line: dict[str, Any]) -> dict[str, Any]:
     beside = Beside(lambda: list(_small_differences(store, line)))
     data = store.again(lambda: Data(store, line))
     points.point("verify.data.read")
-    locked, fetched, archived = batch["rows"], serialized["rows"], data.reader.rows
+    locked, fetched, archived = batch["rows"], serialized["rows"], data.rows
     log.info("verify.counts", f"{batches.name(batch)}: {locked} rows locked, {fetched} fetched, {archived} in S3",
              locked=locked, fetched=fetched, archived=archived, sha256=data.reader.sha256(), key=serialized["stem"])
     _refuse(line, [*data.differences(), *beside.result()])
@@ -86,15 +86,16 @@ class Data:
         matcher, digest = keys.pattern(batch["key"]), keys.Digest()
         wanted = _sample_places(batch["rows"])
         self.sample: list[bytes] = []
+        self.rows = 0
         with store.get(self._key) as body:
             self.etag, self.version = body.etag, body.version
             self.reader = members.Reader(iter(body))
             try:
-                for chunk, rows in self.reader:
-                    texts = keys.texts(chunk, matcher, rows)
+                for chunk in self.reader:
+                    texts = keys.texts(chunk, matcher)
                     digest.update(texts)
-                    begun = self.reader.rows - rows
-                    while wanted and wanted[-1] < self.reader.rows:
+                    begun, self.rows = self.rows, self.rows + len(texts)
+                    while wanted and wanted[-1] < self.rows:
                         self.sample.append(texts[wanted.pop() - begun])
             except (InputError, Mismatch) as error:
                 raise Mismatch(f"'{self.url}' is not what was selected: {error.msg}", hint=HINT) from None
@@ -105,7 +106,7 @@ class Data:
         batch, serialized, reader = self._line["batch"], self._line["serialized"], self.reader
         data = serialized["data"]
         for kind, expected, found in (
-                ("row count", batch["rows"], reader.rows), ("row count", serialized["rows"], reader.rows),
+                ("row count", batch["rows"], self.rows), ("row count", serialized["rows"], self.rows),
                 ("packed size", data["gz_bytes"], reader.gz_bytes), ("packed SHA-256", data["gz_sha256"], reader.gz_sha256()),
                 ("size", data["bytes"], reader.bytes), ("SHA-256", data["sha256"], reader.sha256()),
                 ("digest of the keys", batch["keys_sha256"], self.keys_sha256)):

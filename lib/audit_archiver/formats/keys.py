@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Iterable, Pattern, Sequence
+from typing import Iterable, Pattern, Sequence
 
 from audit_archiver.exits import InputError
 
@@ -18,25 +18,32 @@ from audit_archiver.exits import InputError
 _VALUE = rb'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[^",{}\[\]\s]+)'
 
 
-def pattern(columns: Sequence[str]) -> Pattern[bytes]:
-    """A pattern that matches one whole row line and captures the values of its first columns, which are scalars."""
-    parts = [re.escape(json.dumps(column, ensure_ascii=False).encode()) + rb":(" + _VALUE + rb")" for column in columns]
-    return re.compile(rb"(?m)^\{" + rb",".join(parts) + rb"(?:,.*)?\}\n")
+def pattern(columns: Sequence[str], *, bodies: bool = False) -> Pattern[bytes]:
+    """A pattern that matches one whole row line and captures the values of its first columns, which are scalars.
 
-
-def texts(chunk: bytes, matcher: Pattern[bytes], rows: int) -> list[bytes]:
-    """The key texts of the `rows` whole lines in `chunk`.
-
-    Raises InputError if a line does not begin with the key or does not end as a row does.
+    With `bodies` it captures before them all of the line but its '}' and LF.
     """
-    found = _found(chunk, matcher, rows)
-    return found if matcher.groups == 1 else list(map(b",".join, found))
+    parts = [re.escape(json.dumps(column, ensure_ascii=False).encode()) + rb":(" + _VALUE + rb")" for column in columns]
+    body = rb"\{" + rb",".join(parts) + rb"(?=[,}]).*"
+    return re.compile(rb"(?m)^" + (rb"(" + body + rb")" if bodies else body) + rb"\}\n")
 
 
-def values(chunk: bytes, matcher: Pattern[bytes], rows: int) -> list[Sequence[bytes]]:
-    """The JSON values of the `rows` whole lines in `chunk`: for each column of the pattern one per row. Raises as `texts`."""
-    found = _found(chunk, matcher, rows)
-    return [found] if matcher.groups == 1 else list(zip(*found))
+def values(chunk: bytes, matcher: Pattern[bytes]) -> list[list[bytes]]:
+    """What `matcher` captures of the whole lines in `chunk`: for each of its groups one per row.
+
+    Raises InputError unless every line begins with its columns and ends as a row does, and nothing else is there.
+    """
+    pieces = matcher.split(chunk)
+    groups = matcher.groups + 1
+    if any(pieces[::groups]):  # what lies between the rows
+        lines = chunk.count(b"\n")
+        raise InputError(f"{lines - len(pieces) // groups} of {lines} lines are no rows that begin with the key columns")
+    return [pieces[group::groups] for group in range(1, groups)]
+
+
+def texts(chunk: bytes, matcher: Pattern[bytes]) -> Sequence[bytes]:
+    """The key texts of the row lines in `chunk`. Raises as `values`."""
+    return joined(values(chunk, matcher))
 
 
 def joined(columns: Sequence[Sequence[bytes]]) -> Sequence[bytes]:
@@ -57,13 +64,6 @@ def from_list(items: bytes, columns: int) -> list[bytes]:
     if not items:
         return []
     return items.split(b",\n") if columns == 1 else items[1:-1].split(b"],\n[")
-
-
-def _found(chunk: bytes, matcher: Pattern[bytes], rows: int) -> list[Any]:
-    found = matcher.findall(chunk)
-    if len(found) != rows:
-        raise InputError(f"{rows - len(found)} of {rows} row lines do not begin with the key columns")
-    return found
 
 
 class Digest:

@@ -114,18 +114,17 @@ class Writer:
 class Reader:
     """Unpacks a data object as it arrives, hashing both sides.
 
-    Iterating gives chunks of whole lines with their row count and ends with Mismatch unless the stream ended
-    with a complete member and a complete line. Memory: UNPACKED_BYTES and the longest line, however well the
-    rows were packed.
+    Iterating gives chunks of whole lines and ends with Mismatch unless the stream ended with a complete member and a
+    complete line. Memory: UNPACKED_BYTES and the longest line, however well the rows were packed.
     """
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = chunks
         self._plain = hashlib.sha256()
         self._packed = hashlib.sha256()
-        self.rows = self.bytes = self.gz_bytes = 0
+        self.bytes = self.gz_bytes = 0
 
-    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+    def __iter__(self) -> Iterator[bytes]:
         held: list[bytes] = []
         for data in self._unpacked():
             self._plain.update(data)
@@ -134,11 +133,8 @@ class Reader:
             if not cut:
                 held.append(data)
                 continue
-            whole = b"".join([*held, memoryview(data)[:cut]]) if held or cut < len(data) else data
+            yield b"".join([*held, memoryview(data)[:cut]]) if held or cut < len(data) else data
             held = [data[cut:]] if cut < len(data) else []
-            rows = whole.count(b"\n")
-            self.rows += rows
-            yield whole, rows
         if held:
             raise Mismatch("the data object ends inside a row")
 

@@ -6,14 +6,10 @@ per row.
 
 from __future__ import annotations
 
-import re
 from typing import Any, Mapping
 
 from audit_archiver import lines
 from audit_archiver.exits import InputError
-
-# re finds this pair more than twice as fast as bytes.count and bytes.replace do (1,150 MB/s against 490)
-_ROW_END = re.compile(rb"\}\n")
 
 
 def added_fields(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,19 +22,12 @@ class Appender:
     """Puts the same fields behind the last one of every row (REQ-S3-016): `_archived_at`, `_batch_id` and so on."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        # doubled, since re.sub takes a backslash in its replacement as the start of an escape
-        self._ending = b"," + lines.dump(fields)[1:].replace(b"\\", b"\\\\")
+        self._ending = b"," + lines.dump(fields)[1:]
 
-    def extend(self, chunk: bytes, rows: int) -> bytes:
-        """`chunk`, which is `rows` whole lines, with the fields in each row.
-
-        Raises InputError for a line that ends otherwise than a row: a frame, a blank line, or a line that COPY had
-        to quote. That each line begins as a row is for keys.texts to see.
-        """
-        extended, found = _ROW_END.subn(self._ending, chunk)
-        if found != rows:
-            raise InputError("a line between the frames is not a row")
-        return extended
+    def extend(self, bodies: list[bytes]) -> bytes:
+        """The lines of the rows with the fields in each; `bodies` are row lines without their '}' and LF, and are used up."""
+        bodies.append(b"")
+        return self._ending.join(bodies)
 
 
 class Stripper:

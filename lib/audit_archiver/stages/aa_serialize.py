@@ -104,7 +104,7 @@ def _write_rows(source: lines.Source, batch: dict[str, Any], finder: Finder, out
                 level: int) -> tuple[members.Writer, str, list[bytes]]:
     """The batch's rows into gzip members; chunk by chunk, no row is handled by itself in Python."""
     writer = members.Writer(out, level)
-    matcher, key_columns = keys.pattern(finder.columns), len(batch["key"])
+    matcher, key_columns = keys.pattern(finder.columns, bodies=True), len(batch["key"])
     appender = Appender(added_fields(batch))
     digest = hashlib.sha256()
     key_texts: list[bytes] = []
@@ -125,21 +125,26 @@ def _write_rows(source: lines.Source, batch: dict[str, Any], finder: Finder, out
         else:
             held += memoryview(data)[:cut]
         rest = data[cut:]
-        rows = chunk.count(b"\n")
-        if rows > left:
+        try:
+            bodies, *values = keys.values(chunk, matcher)
+            rows = len(bodies)
+        except InputError:
+            rows = chunk.count(b"\n")
+            if rows <= left:
+                raise
+        if rows > left:  # the end frame follows, and maybe more
             end = members.after_line(chunk, 0, left)
             rest, chunk, rows = bytes(chunk[end:]) + rest, chunk[:end], left
-        extended = appender.extend(chunk, rows)
+            bodies, *values = keys.values(chunk, matcher)
         digest.update(chunk)
-        values = keys.values(chunk, matcher, rows)
+        held = bytearray(rest)
         key_texts += keys.joined(values[:key_columns])
         finder.add(values)
-        del values  # a row's own size, where rows are large
-        writer.write(extended, rows)
+        chunk = appender.extend(bodies)
+        del bodies, values  # each as large as the rows
+        writer.write(chunk, rows)
         left -= rows
-        if not left:
-            source.push_back(rest)
-        held = bytearray(rest)
+    source.push_back(rest)
     writer.close()
     return writer, digest.hexdigest(), key_texts
 
