@@ -15,7 +15,8 @@ from tests.ground.archive import Archive
 from tests.ground.driven import Driven
 from tests.ground.run import BIN
 
-TABLES = [{"name": name, "timestamp_column": "created_at", "primary_key": "id", "batch_size": size}
+TABLES = [{"name": name, "timestamp_column": "created_at", "primary_key": "id", "batch_size": size,
+           "find_columns": ["user_id", "client"]}
           for name, size in (("audit_logs", 1000), ("small", 7))]
 
 WAYS = {
@@ -66,6 +67,7 @@ def test_every_way_through_the_stages_makes_the_same_archive(db: Any, bucket: An
     # AND it is the same archive: the batch that needs no division is the same to the byte, the others hold the same rows
     first = made["aa-archive"]
     assert first["audit_logs"][0].keys() >= {"id", "rows_sha256", "keys_sha256"} and len(first["audit_logs"][0]["lines"]) == 300
+    assert [name for name, _ in first["audit_logs"][0]["columns"]][:4] == ["id", "user_id", "client", "created_at"], "find_columns"
     for way in WAYS:
         assert made[way]["audit_logs"] == first["audit_logs"], way
         assert _rows(made[way]["small"]) == _rows(first["small"]), way
