@@ -301,7 +301,7 @@ def test_a_copy_whose_reader_is_frozen_ends_with_its_time(holding, db, monkeypat
 
     def grow_old() -> None:
         batch = until(holder.operations.open_batches, "a batch is open")[0]  # the next one may be open and locked already
-        until(lambda: "active" in [each[2] for each in backends(db, "audit-archiver batch%")] and batch.state == "locked", "its rows are being copied")
+        until(lambda: "active" in [each[2] for each in backends(db, "audit-archiver batch%")] and batch.state == "locked", "its rows are copied")
         until(lambda: not _moves(db), "the server waits for the reader")
         batch.begun_at -= 1801
 
