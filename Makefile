@@ -8,6 +8,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 T ?= all
 ARGS ?=
+COVERAGE_MIN ?= 90
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -19,7 +20,7 @@ TESTS_pipes := tests/pipes
 TESTS_crash := tests/crash
 TESTS_all := tests
 
-.PHONY: help setup demo demo-clean test lint bench scale matrix man man-check trace install clean
+.PHONY: help setup demo demo-clean test coverage lint bench scale matrix man man-check trace install clean
 
 help:
 	@echo 'make setup        a virtual environment in $(VENV) with everything (PYTHON=python3.12 chooses the Python)'
@@ -27,6 +28,7 @@ help:
 	@echo 'make demo-clean   stop and remove what the demo left running'
 	@echo 'make test         all tests; T=unit|stages|pipes|crash for a part, ARGS="-x -k name" for pytest,'
 	@echo '                  AA_PG=embedded or AA_PG=11..18 for another PostgreSQL than the one on this machine'
+	@echo 'make coverage     which lines of lib the tests reach in process (COVERAGE_MIN= fails below so many per cent)'
 	@echo 'make lint         ruff'
 	@echo 'make bench        speed, memory and CPU against pipes written by hand (BENCH_ROWS=, BENCH_ROUNDS=)'
 	@echo 'make scale        a thousand tables in one run, five million rows in one table (SCALE_TABLES=, SCALE_ROWS=)'
@@ -59,6 +61,10 @@ demo-clean:
 test: setup
 	@test -n "$(TESTS_$(T))" || { echo "T=$(T): write unit, stages, pipes, crash or all" >&2; exit 1; }
 	$(PY) -m pytest $(wildcard $(TESTS_$(T))) $(ARGS)
+
+coverage: setup
+	$(PY) -m pytest --cov=audit_archiver --cov-report=term-missing:skip-covered --cov-fail-under=$(COVERAGE_MIN) \
+	  $(TESTS_unit) $(TESTS_stages) $(TESTS_pipes) $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
