@@ -143,26 +143,27 @@ def leave(code: int) -> NoReturn:
 
 
 class _End:
-    """How a command ended: its exit code, its last words for the holder, the signal that stopped it."""
+    """How a command ended: its exit code, its last words for the holder, the signal that stopped it, and whether a holder hears it."""
 
     def __init__(self) -> None:
         self.code, self.last_words, self.signum = exits.FAILED, None, None  # type: int, Optional[ArchiverError], Optional[int]
+        self.heard = False
 
     def failed(self, error: ArchiverError) -> None:
         """Say an error; one with `parts` (a configuration's) is said part by part, one line each."""
         self.code, self.last_words = error.code, error
         for part in getattr(error, "parts", (error,)):
-            log.error("stopped", part.msg, detail=part.detail, hint=part.hint, at=part.at,
-                      sqlstate=part.sqlstate, code=part.code)
+            log.failure("stopped", part.msg, self.heard, detail=part.detail, hint=part.hint, at=part.at,
+                        sqlstate=part.sqlstate, code=part.code)
 
     def reader_gone(self) -> None:
         self.code, self.last_words = exits.READER_GONE, Failed("the reader of the output is gone")
-        log.error("reader.gone", self.last_words.msg, code=self.code)
+        log.failure("reader.gone", self.last_words.msg, self.heard, code=self.code)
 
     def stopped(self, signum: int) -> None:
         self.code, self.signum = 128 + signum, signum
         self.last_words = Failed(f"stopped by {signal.Signals(signum).name}")
-        log.error("stopped", self.last_words.msg, code=self.code)
+        log.failure("stopped", self.last_words.msg, self.heard, code=self.code)
 
     def internal(self, error: Exception) -> None:
         self.code, self.last_words = exits.FAILED, _internal(error)
@@ -184,6 +185,7 @@ def _run(end: _End, name: str, build_parser: Callable[[], Parser], body: Callabl
             log.bind(run_id=env.get("AA_RUN"))
             if stage and env.get("AA_TXN"):
                 holder = holder_client.Client(env["AA_TXN"], name)
+                end.heard = True
             command = Command(name, args, stdin, out, env, holder)
             end.code = body(command)
         except SystemExit as asked:  # argparse: --help and --version

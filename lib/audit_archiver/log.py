@@ -163,3 +163,8 @@ def warning(event: str, msg: str, /, **fields: Any) -> None:
 def error(event: str, msg: str, /, **fields: Any) -> None:
     """Why something was not done. Shown under --quiet too."""
     _log(logging.ERROR, event, msg, fields)
+
+
+def failure(event: str, msg: str, heard: bool, /, **fields: Any) -> None:
+    """Why something was not done: an error, or a warning where a holder has `heard` it, which may begin anew and has the last word."""
+    _log(logging.WARNING if heard else logging.ERROR, event, msg, fields)

@@ -77,11 +77,11 @@ def properties(node: dict[str, Any], skip: frozenset[str] = frozenset()) -> set[
 
 
 def first_arguments(function: str) -> Iterator[tuple[str, ast.expr]]:
-    """(place, first argument) of every call of log.debug, info, warning and error in the package."""
+    """(place, first argument) of every call of log.debug, info, warning, error and failure in the package."""
     for path in sorted(LIB.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) \
-                    and node.func.value.id == function and node.func.attr in ("debug", "info", "warning", "error"):
+                    and node.func.value.id == function and node.func.attr in ("debug", "info", "warning", "error", "failure"):
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", node.args[0]
 
 

@@ -350,3 +350,21 @@ def test_a_disk_that_is_short_from_the_beginning_lets_no_run_begin(db: Any, driv
     [error] = summary(result)["errors"]
     assert (result.rc, db.scalar("SELECT count(*) FROM audit_logs"), runs.archive.keys()) == (exits.RESOURCE, 20, [])
     assert "GB free and min_free_disk_gb is 1e+06" in error["msg"]
+
+
+@pytest.mark.req("REQ-OBS-013")
+def test_what_is_done_again_after_a_failure_is_counted_once_and_no_error_when_it_goes_well(db: Any, driven: Callable[..., Driven]) -> None:
+    logs(db, old=30, young=0)
+    somebody = db.connect()
+    lock_row(somebody, "SELECT FROM audit_logs WHERE id = 7 FOR UPDATE")
+    runs = driven(s3={"retry_base_s": 0.1, "retry_max_s": 0.1})
+    child = runs.spawn(env={"AA_TEST_POINT": "upload.data.put"})
+    kill.kill(kill.stopped_at("upload.data.put", child.token, ended=child.poll))
+    kill.wave_through("upload.data.put", child.token, child.poll)
+    result = finish(child)
+    somebody.close()
+
+    made = summary(result)
+    assert (result.rc, made["totals"]["rows"], made["databases"][0]["tables"][0]["left"]["locked"]) == (0, 29, 1), result.err
+    assert "pipeline.retry" in [record["event"] for record in result.log]
+    assert [record for record in result.log if record["level"] == "ERROR"] == [], "with --quiet not a byte would be written"

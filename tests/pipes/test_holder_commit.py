@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -18,7 +19,7 @@ from audit_archiver.holder.batch import Batch
 from audit_archiver.postgres import connect
 from audit_archiver.postgres.transaction import Transaction
 from tests.ground import tables
-from tests.ground.held import Holder, NoServer, backends, plan, vouched
+from tests.ground.held import Holder, NoServer, backends, lock_row, plan, vouched
 from tests.ground.proxy import Proxy
 from tests.ground.wait import PATIENCE, until
 from tests.pipes.conftest import rows_left
@@ -285,11 +286,25 @@ def test_a_committed_batch_whose_facts_cannot_be_asked_any_more_is_in_doubt_too(
     assert rows_left(db) == 20
 
 
+def test_a_committed_batch_whose_rows_cannot_be_looked_for_is_in_doubt_and_no_connection_is_blamed(deleted, db):
+    holder, line = deleted
+    connect.execute(next(iter(holder.operations.sessions.values())).control, "SET lock_timeout = '100ms'")
+    somebody = db.connect()
+    waiting = threading.Thread(target=lock_row, args=(somebody, "LOCK TABLE audit_logs IN ACCESS EXCLUSIVE MODE"))
+    waiting.start()
+    until(lambda: db.admin("SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'")[0][0], "somebody waits for the table")
+    with pytest.raises(commit.InDoubt, match="is committed, but whether its rows are gone could not be asked: ") as caught:
+        holder.commit(line)
+    waiting.join()
+    somebody.close()
+    assert "connection" not in str(caught.value) and rows_left(db) == 20
+
+
 def test_a_server_that_falls_silent_holds_up_neither_the_end_nor_the_other_threads(tcp, db, monkeypatch):
     """psycopg2's cancel() would keep every thread of the process from running as long as the network is silent (S1)."""
     from audit_archiver.holder import session
-    from audit_archiver.postgres import transaction
-    for module, name in ((session, "CANCEL_WITHIN_S"), (session, "SETTLE_S"), (transaction, "ROLLBACK_WITHIN_S")):
+    from audit_archiver.postgres import locks, transaction
+    for module, name in ((session, "CANCEL_WITHIN_S"), (locks, "SETTLE_S"), (transaction, "ROLLBACK_WITHIN_S")):
         monkeypatch.setattr(module, name, 0.3)
     proxy, path = tcp
     holder = Holder(path)

@@ -18,6 +18,7 @@ from audit_archiver.config.model import Config, Database
 from audit_archiver.exits import ArchiverError, ConfigError, Failed, Mismatch
 from audit_archiver.formats import batch as batches
 from audit_archiver.formats import keys, names, schema
+from audit_archiver.holder.commit import unasked
 from audit_archiver.objectstore.client import Store
 from audit_archiver.objectstore.errors import NameTaken
 from audit_archiver.points import point
@@ -277,7 +278,7 @@ def _after_commit(line: dict[str, Any], guarded: Guarded) -> dict[str, Any]:
     try:
         at, lsn, present = guarded.after_commit(sample)
     except ArchiverError as error:
-        log.warning("sample.unknown", f"{title} is committed, but the control connection broke: {error.msg}")
+        log.warning("sample.unknown", f"{title} is committed, but {unasked(error)}")
         return {}
     if present:
         log.warning("sample.present", f"{present} of {len(sample)} sampled keys of {title} are in the table again after COMMIT",

@@ -72,19 +72,24 @@ def run(command: Command) -> int:
 
 
 def _run_locked(command: Command, chosen: Chosen, argv: list[str]) -> int:
-    controls: list[connect.Connection] = []
+    taken: list[tuple[connect.Connection, Optional[list[int]]]] = []
     try:
         for database, tables in chosen:
             control = connect.connect(database, purpose=locks.AA_LOCK)
-            controls.append(control)
             what = f"database '{database.name}'"
-            locks.take(control, None if tables is None else [_oid(control, table) for table in tables], what)
+            try:
+                oids = None if tables is None else [_oid(control, table) for table in tables]
+                locks.take(control, oids, what)
+            except BaseException:
+                control.close()
+                raise
+            taken.append((control, oids))
             log.info("lock.taken", f"{what if tables is None else ', '.join(table.label for table in tables)} is locked",
                      database=database.name)
-        code = _Child(argv, command.env, controls).wait()
+        code = _Child(argv, command.env, [control for control, _ in taken]).wait()
     finally:
-        for control in controls:
-            control.close()
+        for control, oids in taken:
+            locks.release(control, oids)
     if code:
         log.error("lock.command", f"'{os.path.basename(argv[0])}' ended with {code}, which is its own exit code: the lock was held until then",
                   code=code)

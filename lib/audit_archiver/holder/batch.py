@@ -28,6 +28,7 @@ class Batch:
         self.session, self.plan, self.transaction = session, plan, transaction
         self.state = "begun"
         self.locked: Optional[Locked] = None
+        self.passed: list[Locked] = []  # itself, and empty batches after it that came to their end before it
         self.rows_sha256 = ""
         self.line: dict[str, Any] = {}
         self.deleted: dict[str, Any] = {}

@@ -73,6 +73,12 @@ def _send(batch: Batch, deadline_s: float) -> None:
         raise Failed(f"{batch.title}: COMMIT was answered with '{tag}', so nothing was deleted")
 
 
+def unasked(error: ArchiverError) -> str:
+    """Why the sample could not be looked for after COMMIT, in words."""
+    what = "the control connection broke" if isinstance(error, NetworkError) else "whether its rows are gone could not be asked"
+    return f"{what}: {error.msg}"
+
+
 def _after(batch: Batch, line: dict[str, Any]) -> dict[str, Any]:
     """Time, WAL position and whether the sample is gone, asked on the control connection (REQ-VER-017..020)."""
     sample = [json.dumps(key, ensure_ascii=False, separators=(",", ":"))[1:-1].encode() for key in line["verified"]["sample"]]
@@ -81,7 +87,7 @@ def _after(batch: Batch, line: dict[str, Any]) -> dict[str, Any]:
         at, lsn, present = connect.row(batch.session.control, (
             f"SELECT {_NOW_SQL}, pg_current_wal_lsn()::text, ({statements.present(statements.key_list(sample))})"))
     except ArchiverError as error:
-        raise InDoubt(f"{batch.title} is committed, but the control connection broke: {error.msg}",
+        raise InDoubt(f"{batch.title} is committed, but {unasked(error)}",
                       hint="the next run records it") from None
     if present:
         log.warning("sample.present", f"{present} of {len(sample)} sampled keys of {batch.title} are in the table again after COMMIT",

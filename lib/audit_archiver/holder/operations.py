@@ -8,7 +8,6 @@ error, or a client that disappears, fails the whole pipeline: nothing commits an
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import secrets
 import threading
@@ -93,12 +92,8 @@ class Operations:
                 raise self._job_failed(batch.notes, error) from None
             point("holder.lock.done")
             batch.plan.checked_once = True
-            batch.locked, batch.state = locked, "locked"
+            batch.locked, batch.passed, batch.state = locked, [locked], "locked"
             self._refuse_after_failure(batch)
-        with self.changed:
-            batch.notes.skipped_locked += locked.skipped_locked
-            batch.notes.inexact += locked.inexact
-            batch.notes.too_wide += locked.too_wide
         name_left(batch.plan.shape.title, locked, self.config.resources.max_row_mb)
         shape, described = batch.plan.shape, None if batch.plan.described else batch.plan.ddl
         batch.plan.described = batch.plan.described or bool(locked.rows)
@@ -303,21 +298,24 @@ class Operations:
         return batch
 
     def _passed(self, batch: Batch) -> None:
-        """Note how far the sweep has come: to the end of `batch`, or once the batches before it have committed.
+        """Note how far the sweep has come and what it left: to the end of `batch`, or once the batches before it have committed.
 
-        Not after a failure: those before it may just have been rolled back, and then the table would seem swept.
+        What is swept again is not counted again: until here it was not counted. Not after a failure: those before it may
+        just have been rolled back, and then the table would seem swept.
         """
-        assert batch.locked is not None
         with self.changed:
             if self.failure is not None:
                 return
             earlier = [each for each in self.batches.values() if each.notes is batch.notes and each.locked and each.number < batch.number]
             if earlier:  # `batch` is empty: else it would not come out before them
-                assert earlier[-1].locked is not None
-                earlier[-1].locked = dataclasses.replace(earlier[-1].locked, next=batch.locked.next)
-            else:
-                batch.notes.cursor = batch.locked.next or batch.notes.cursor
-                batch.notes.swept = batch.locked.next is None
+                earlier[-1].passed += batch.passed
+                return
+            notes, end = batch.notes, batch.passed[-1].next
+            notes.cursor, notes.swept = end or notes.cursor, end is None
+            for locked in batch.passed:
+                notes.skipped_locked += locked.skipped_locked
+                notes.inexact += locked.inexact
+                notes.too_wide += locked.too_wide
 
     def _roundtrip(self, plan: Plan) -> Optional[str]:
         if self.config.roundtrip == "never":

@@ -10,7 +10,6 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
-from audit_archiver import log
 from audit_archiver.config.model import Config, Database
 from audit_archiver.exits import ArchiverError, ConfigError, Retryable
 from audit_archiver.postgres import catalog, connect, ddl, locks, partitions
@@ -18,7 +17,6 @@ from audit_archiver.postgres.rows_sql import Statements, Window
 from audit_archiver.postgres.transaction import Transaction
 
 CANCEL_WITHIN_S = 5.0
-SETTLE_S = 4.0
 
 # recover(database, control connection, tables or None for all) -> {(schema, table): why it is held}
 Recover = Callable[[Database, connect.Connection, Optional[list[tuple[str, str]]]], dict[tuple[str, str], str]]
@@ -139,12 +137,7 @@ class DatabaseSession:
 
     def _end_control(self) -> None:
         """For who holds K1 only: to others' K2 this would look like a driver that starts."""
-        try:
-            scopes = [*self._locked_tables] if self.per_table else None
-            connect.within(self.control, SETTLE_S, lambda: locks.give_up(self.control, scopes, SETTLE_S / 2))
-        except ArchiverError as error:
-            log.debug("control.close", f"the control connection was gone already: {error.msg}")
-        self.control.close()
+        locks.release(self.control, [*self._locked_tables] if self.per_table else None)
 
     def _cancel(self, batch: connect.Connection) -> None:
         """Have the server cancel what runs on `batch`; if it cannot be asked, break the connection off."""

@@ -11,12 +11,14 @@ from __future__ import annotations
 import time
 from typing import Optional, Sequence
 
-from audit_archiver.exits import ConfigError, LockHeld
+from audit_archiver import log
+from audit_archiver.exits import ArchiverError, ConfigError, LockHeld
 from audit_archiver.postgres import connect
 
 K1_CLASS = 0x61610001
 K2_CLASS = 0x61610002
 DATABASE = 0
+SETTLE_S = 4.0
 POOLED = "a connection pooler sits between this host and the server"
 POOLED_HINT = "name the server itself as host: locks belong to a session, and a pooler changes sessions"
 AA_LOCK = "aa-lock"  # the purpose of its connection: who meets that lock is told why
@@ -86,6 +88,15 @@ def give_up(control: connect.Connection, table_oids: Optional[Sequence[int]], se
         while not connect.scalar(control, "SELECT pg_try_advisory_lock(%s, %s)", (K2_CLASS, _int4(objid))) and time.monotonic() < deadline:
             time.sleep(0.01)
     connect.execute(control, "SELECT pg_advisory_unlock_all()")
+
+
+def release(control: connect.Connection, table_oids: Optional[Sequence[int]]) -> None:
+    """Give up what `take` took and close the connection: of one that is merely closed, the server may hear only after who comes next."""
+    try:
+        connect.within(control, SETTLE_S, lambda: give_up(control, table_oids, SETTLE_S / 2))
+    except ArchiverError as error:
+        log.debug("control.close", f"the control connection was gone already: {error.msg}")
+    control.close()
 
 
 def enter(batch: connect.Connection, table_oid: Optional[int], what: str) -> None:

@@ -104,7 +104,8 @@ def _select_all(command: Command, lender: Lender,
             # inside a holder it says what belongs to one job; an export's jobs are independent of each other
             if command.holder is not None and not isinstance(error, JobFailed):
                 raise
-            log.error("job.failed", f"{jobs.name(job)}: {error.msg}", detail=error.detail, hint=error.hint, at=error.at, code=error.code)
+            log.failure("job.failed", f"{jobs.name(job)}: {error.msg}", command.holder is not None, detail=error.detail, hint=error.hint,
+                        at=error.at, code=error.code)
             failures.append(error)
             ended(job, error)
     if command.holder is not None or not failures:

@@ -178,6 +178,8 @@ def set_aside(line: dict[str, Any], fallback: Path) -> str:
         log.warning("upload.kept", f"cannot keep {batches.name(line['batch'])} in '{new}': {error.strerror or error}", dir=old)
         return f"the batch is still in '{old}'"
     log.warning("upload.kept", f"{batches.name(line['batch'])} was kept in '{new}'", dir=new)
+    if line["batch"]["txn"] is not None:  # the transaction that locked its rows is gone: aa-delete would refuse it
+        return f"its rows are in the table and the next run archives them again; a copy is in '{new}', for you to remove"
     return (f"the batch waits in '{new}': send it with 'aa-upload {new}/batch.json' before the next run, which otherwise "
             "selects its rows again")
 
