@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from audit_archiver import exits
+from audit_archiver.catalogue import guard
 from audit_archiver.formats import names
 from audit_archiver.postgres import connect, locks
 from tests.ground import tables
 from tests.ground.by_hand import ByHand, verified_ago
+from tests.ground.wait import until
 
 ROWS = 250
 
@@ -369,3 +371,19 @@ def test_with_a_lock_per_table_another_tables_run_is_no_obstacle(db: Any, bucket
     assert result.rc == exits.LOCKED
     assert [line["batch"]["table"] for line in result.lines] == ["audit_logs"]
     assert (left(hand), left(hand, "other")) == (0, 20)
+
+
+def test_a_lock_that_was_lost_while_the_rows_were_compared_forbids_the_delete(hand: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = hand.export("--limit", "100")
+
+    def ended(name: str) -> None:
+        if name == "guarded.compared":
+            found = hand.db.admin("SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s "
+                                  "AND mode = 'ExclusiveLock'", (locks.K1_CLASS,))
+            assert found == [(1,)]
+            until(lambda: not hand.db.admin("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = %s", (locks.K1_CLASS,)), "it is gone")
+
+    monkeypatch.setattr(guard, "point", ended)
+    result = hand.delete(lines)
+    assert (result.rc, result.out) == (exits.LOCKED, b"") and "no longer holds the lock" in result.err
+    assert (left(hand), hand.states(lines[0])) == (ROWS, [])

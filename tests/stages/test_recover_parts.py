@@ -361,3 +361,29 @@ def test_cleanup_gives_up_uploads_in_parts_that_nobody_completes(hand: ByHand, b
     assert hand.recover("--cleanup").lines[0]["databases"][0]["uploads_given_up"] == [tables_dir + "big.jsonl.gz"]
     left = bucket.client.list_multipart_uploads(Bucket=bucket.name).get("Uploads", [])
     assert [each["Key"] for each in left] == ["elsewhere/big.jsonl.gz"]
+
+
+@pytest.mark.req("T38")
+def test_metadata_of_another_batch_hold_the_batch_and_its_table(hand: ByHand, bucket: Any) -> None:
+    first, second = held(hand, commit=True), held(hand, commit=True)
+    theirs = hand.store.get_bytes(first["serialized"]["stem"] + names.METADATA)
+    bucket.client.put_object(Bucket=bucket.name, Key=second["serialized"]["stem"] + names.METADATA, Body=theirs)
+    result = hand.recover()
+    assert result.rc == exits.FAILED
+    found = {each["stem"]: (each["verdict"], each["why"]) for each in result.lines[0]["databases"][0]["verdicts"]}
+    assert found[first["serialized"]["stem"]][0] == "RECORD"
+    verdict, why = found[second["serialized"]["stem"]]
+    assert verdict == "HOLD" and "are the metadata of another batch" in why
+    assert hand.states(second) == []
+
+
+def test_an_intent_under_another_number_holds_the_batch(hand: ByHand, bucket: Any) -> None:
+    line = hand.export("--limit", "100")[0]
+    value = {"format": "aa-intent", "version": 1, "id": line["batch"]["id"], "n": 2, "at": "2025-12-30T02:15:50Z", "xid": "770",
+             "server": line["batch"]["server"], "verdict": "FULL", "rows": 100, "keys_sha256": line["batch"]["keys_sha256"]}
+    bucket.client.put_object(Bucket=bucket.name, Key=line["serialized"]["stem"] + names.intent(1), Body=json.dumps(value).encode() + b"\n")
+    result = hand.recover()
+    assert result.rc == exits.FAILED
+    (verdict,) = result.lines[0]["databases"][0]["verdicts"]
+    assert verdict["verdict"] == "HOLD" and "is another intent than its name says" in verdict["why"]
+    assert hand.states(line) == ["intent_1"]
