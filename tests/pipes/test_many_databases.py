@@ -197,7 +197,7 @@ def test_two_names_of_one_database_wait_for_each_other(databases: list[TestDatab
 @pytest.mark.parametrize("databases", [2], indirect=True)
 def test_a_terminal_shows_the_databases_together_in_one_line(databases: list[TestDatabase], bucket: Any, config_file: Any) -> None:
     runs = configure(config_file, bucket, databases, defaults={"batch_size": 10, "sleep_between_batches": 1})
-    with Terminal("aa-archive", ["-c", runs.path, "--parallel", "--force"], columns=100) as terminal:
+    with Terminal("aa-archive", ["-c", runs.path, "--parallel", "--force"], columns=150) as terminal:
         assert terminal.end() == 0, terminal.seen
     shown = terminal.seen
     assert re.search(r"\r[01] of 2 databases \[[#-]+\] [0-9]+/60  +[0-9]+%", shown), shown

@@ -269,3 +269,14 @@ def test_the_phases_of_all_databases_are_added_up() -> None:
     made = a_run()
     made.databases.append(DatabaseResult("billing", "db2", [], phases={"select": 1.0}))
     assert made.phases["select"] == pytest.approx(13.1) and set(made.phases) == set(results.PHASES)
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_the_closing_table_fits_the_terminal_and_keeps_names_rows_and_what_is_left(columns: int) -> None:
+    long = TableResult("prod", "public", "audit_logs_of_the_" + "very_" * 12 + "long_year", "done", rows=9_876_543_210, batches=98_765,
+                       bytes=5 * 10**12, gz_bytes=10**12, seconds=86_400.0, locked=1_234_567)
+    lines = report.closing_table(run_of(long), columns)
+    assert all(len(line) <= columns for line in lines), lines
+    assert lines[0].startswith("TABLE") and "ROWS  LEFT LOCKED" in lines[0] and "UPLOADED" in lines[0]
+    assert "9,876,543,210" in lines[1] and "1,234,567" in lines[1] and lines[1].startswith("public.") and "year  " in lines[1]
+    assert ("RATIO" in lines[0]) == (columns >= 100)

@@ -263,7 +263,8 @@ class Archive:
         if self.signals.count:
             run.stopped_by, run.exit = signal.Signals(self.signals.first or 0).name, self.signals.exit_code
         if not self._args.quiet:
-            self._sink.write("".join(f"{line}\n" for line in report.closing(run)).encode() if self._text
+            columns = progress.terminal_columns(self._sink.stream) if self._sink.stream.isatty() else None
+            self._sink.write("".join(f"{line}\n" for line in report.closing(run, columns)).encode() if self._text
                              else lines.dump(summary.build(run)))
         if run.exit and self._text and self._style == progress.BAR:
             return run.exit  # the same terminal has just shown it

@@ -85,7 +85,7 @@ class Progress:
     def __init__(self, stream: TextIO, style: str, *, clock: Callable[[], float] = time.monotonic,
                  columns: Optional[Callable[[], int]] = None) -> None:
         self._stream, self._style, self._clock = stream, style, clock
-        self._columns = columns or (lambda: _terminal_columns(stream))
+        self._columns = columns or (lambda: terminal_columns(stream))
         self._totals: dict[JobKey, int] = {}
         self._untouched: dict[JobKey, JobNotes] = {}
         self._rate: Optional[_Rate] = None
@@ -270,7 +270,7 @@ def words(found: Figures) -> str:
     return f"{found.title}: {figures.rows(found.rows)} of {figures.rows(found.total)} rows, {found.percent}%{rate}{left}"
 
 
-def _terminal_columns(stream: TextIO) -> int:
+def terminal_columns(stream: Any) -> int:
     """The terminal's width; COLUMNS of the environment does not count, since it goes stale when a window is resized."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or COLUMNS

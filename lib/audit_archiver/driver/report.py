@@ -10,6 +10,8 @@ from audit_archiver.driver.results import DONE, FAILED, NOTHING, PHASES, REFUSED
 from audit_archiver.driver.vacuum import REMEDY, Reclaimed
 
 HEADINGS = ["TABLE", "ROWS", "LEFT LOCKED", "OBJECTS", "UPLOADED", "RATIO", "ROWS/S", "REUSABLE", "RETURNED"]
+GIVE_WAY = ["RATIO", "OBJECTS", "RETURNED", "ROWS/S", "REUSABLE"]  # in this order on a narrow terminal; the JSON report has them all
+SHORTEST_NAME = 16
 NONE = "-"
 NAMED_TOGETHER = 3
 
@@ -62,16 +64,16 @@ def reason(msg: str, at: Optional[str]) -> str:
     return figures.printable(msg) + (f" ({at})" if at else "")
 
 
-def closing(run: Run) -> list[str]:
-    """Everything after the last batch: table, phases, what stayed and why, room, failures, the last line."""
-    lines = closing_table(run) + left_in_place(run)
+def closing(run: Run, columns: Optional[int] = None) -> list[str]:
+    """Everything after the last batch: table (in at most `columns`), phases, what stayed and why, room, failures, the last line."""
+    lines = closing_table(run, columns) + left_in_place(run)
     if any(table.rows for table in run.tables):
         lines.append(phases(run.phases))
     return lines + room(run) + failures(run) + [last_line(run)]
 
 
-def closing_table(run: Run) -> list[str]:
-    """The tables that rows left or should have left."""
+def closing_table(run: Run, columns: Optional[int] = None) -> list[str]:
+    """The tables that rows left or should have left; long names are shortened to fit `columns`, then columns give way."""
     several = len(run.databases) > 1
     shown = [table for table in run.tables if table.rows or table.locked]
     cells = [[(f"{table.database} " if several else "") + figures.printable(table.label), figures.rows(table.rows),
@@ -79,7 +81,18 @@ def closing_table(run: Run) -> list[str]:
               NONE if table.ratio is None else f"{table.ratio:.3f}",
               NONE if table.rows_per_s is None else figures.rows(round(table.rows_per_s)), *_room(table.reclaimed)]
              for table in shown]
-    return figures.table([HEADINGS, *cells]) if cells else []
+    return _fitted([HEADINGS, *cells], columns) if cells else []
+
+
+def _fitted(cells: list[list[str]], columns: Optional[int]) -> list[str]:
+    for heading in GIVE_WAY:
+        over = 0 if columns is None else max(map(figures.width, figures.table(cells))) - columns
+        names = max(figures.width(line[0]) for line in cells)
+        if over <= names - SHORTEST_NAME or over <= 0:
+            return figures.table([[figures.shorten(line[0], names - max(0, over)), *line[1:]] for line in cells])
+        place = cells[0].index(heading)
+        cells = [line[:place] + line[place + 1:] for line in cells]
+    return figures.table([[figures.shorten(line[0], SHORTEST_NAME), *line[1:]] for line in cells])
 
 
 def _room(made: Optional[Reclaimed]) -> tuple[str, str]:
