@@ -35,7 +35,7 @@ _HIDDEN_OIDS_SQL = "SELECT relhasoids FROM pg_class WHERE oid = %s"
 
 _TYPES_SQL = """
 WITH RECURSIVE need(oid) AS (
-  SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
+  SELECT unnest(%s::oid[])
   UNION
   SELECT c.oid FROM need n JOIN pg_type t ON t.oid = n.oid CROSS JOIN LATERAL (
     SELECT t.typbasetype WHERE t.typtype = 'd'
@@ -148,24 +148,44 @@ class Column:
 def columns(connection: Any, table_oid: int) -> list[Column]:
     """The columns of a table in table order, dropped ones left out. Raises nothing for a type that is not
     archived: its column says so in `refusal`, and its other methods must not be used."""
-    version = connection.server_version
-    multirange = "{0}.rngmultitypid" if version >= 140000 else "NULL::oid"
-    generated = "a.attgenerated::text" if version >= 120000 else "''::text"
+    generated = "a.attgenerated::text" if connection.server_version >= 120000 else "''::text"
     with connection.cursor() as cursor:
         cursor.execute(_COLUMNS_SQL.format(generated=generated), (table_oid,))
         found = cursor.fetchall()
-        cursor.execute(_TYPES_SQL.format(multirange=multirange.format("r"), multirange_m=multirange.format("m")), (table_oid,))
-        codecs = Codecs({row[0]: Type(*row) for row in cursor.fetchall()})
         hidden = False
-        if version < 120000:
+        if connection.server_version < 120000:
             cursor.execute(_HIDDEN_OIDS_SQL, (table_oid,))
             hidden = any(row[0] for row in cursor.fetchall())
+    codecs = _codecs(connection, [row[6] for row in found])
     made = [_column(codecs, *row) for row in found]
     if hidden:
         made.append(Column("oid", "oid", False, -2, "", "", None, (
             "the table was made WITH OIDS, and a hidden oid cannot be written back by INSERT",
             "ALTER TABLE ... SET WITHOUT OIDS, or leave the table out")))
     return made
+
+
+def typed(connection: Any, wanted: Sequence[tuple[str, str]]) -> list[Column]:
+    """Columns of these (name, type), the type as format_type wrote it, wherever that was: those of an archived row.
+
+    A type that this database does not have is a `refusal` of its column.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regtype(t)::oid::bigint FROM unnest(%s::text[]) WITH ORDINALITY AS w(t, n) ORDER BY n",
+                       ([kind for _, kind in wanted],))
+        oids = [row[0] for row in cursor.fetchall()]
+    codecs = _codecs(connection, [oid for oid in oids if oid is not None])
+    return [_column(codecs, name, kind, True, number, "", "", oid) if oid is not None else
+            Column(name, kind, True, number, "", "", None, (f"this database has no type '{kind}'", "make the type first"))
+            for number, ((name, kind), oid) in enumerate(zip(wanted, oids), 1)]
+
+
+def _codecs(connection: Any, oids: Sequence[int]) -> Codecs:
+    """The codecs of these types and of what they are made of."""
+    multirange = "{0}.rngmultitypid" if connection.server_version >= 140000 else "NULL::oid"
+    with connection.cursor() as cursor:
+        cursor.execute(_TYPES_SQL.format(multirange=multirange.format("r"), multirange_m=multirange.format("m")), (list(oids),))
+        return Codecs({row[0]: Type(*row) for row in cursor.fetchall()})
 
 
 def archived(columns: Iterable[Column]) -> list[Column]:
