@@ -25,6 +25,7 @@ POINTS = (
     "archive.locked", "archive.recovered", "archive.pipeline.started", "archive.pipeline.ended",
     "archive.end.put", "archive.vacuumed",
     "recover.decided", "recover.record.put", "recover.abandon.put", "recover.end.put",
+    "restore.staged", "restore.inserted", "restore.committed", "restore.watermark.put",
 )
 
 _wanted, _, _count = os.environ.get("AA_TEST_POINT", "").partition(":")

@@ -59,7 +59,7 @@ def test_every_quoted_command_exists_with_the_options_it_is_quoted_with(page: Pa
             assert name in names() or f"man {name}" in line or f"man 5 {name}" in line, f"{page.name}: there is no {name} in '{line.strip()}'"
             if name in written():
                 known = {each for action in module(name).build_parser()._actions for each in action.option_strings}
-                used = set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", said.split(" -- ")[0]))
+                used = set(re.findall(r"(?<=\s)--?[a-z][a-z0-9-]*", said.split(" -- ")[0]))
                 assert used <= known, f"{page.name}: {name} has no {used - known}"
 
 
@@ -97,7 +97,7 @@ def test_the_drawing_of_a_batch_names_every_point_that_a_stage_or_the_holder_pas
     drawn = text[text.index("## One batch, from BEGIN"):text.index("## What lies where")]
     named = re.findall(r"\b[a-z]+(?:\.[a-z]+)+\b", drawn.replace(".json", ""))
     held, _, guarded = drawn.partition("By the guarded path")
-    assert set(named) - {"locking.mode"} == {each for each in points.POINTS if each.split(".")[0] not in ("archive", "recover")}
+    assert set(named) - {"locking.mode"} == {each for each in points.POINTS if each.split(".")[0] not in ("archive", "recover", "restore")}
     assert "holder.commit.sent" in held.partition("==+")[2] and "guarded.committed" in guarded.partition("==+")[2]
 
 

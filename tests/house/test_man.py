@@ -41,7 +41,7 @@ def test_every_command_and_option_in_a_page_exists(page: Path) -> None:
     for name, said in re.findall(r"^(?:.*[|'] ?)?(aa-[a-z]+)((?: [^|'\n]*)?)", _examples(text), re.MULTILINE):
         if name in written():
             known = {each for action in module(name).build_parser()._actions for each in action.option_strings}
-            used = set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", said.split(" -- ")[0]))
+            used = set(re.findall(r"(?<=\s)--?[a-z][a-z0-9-]*", said.split(" -- ")[0]))
             assert used <= known, f"{name}: {used - known}"
 
 

@@ -223,7 +223,24 @@ def is_ended(place: Place, said: list[str]) -> None:
     assert finish(child).rc == 7
 
 
+def all_archived(place: Place) -> None:
+    """Everything is archived."""
+    place.db.execute("UPDATE audit_logs SET user_id = 123 WHERE id % 50 = 7")
+    place.db.execute("CREATE TABLE before AS SELECT * FROM audit_logs")
+    assert place.run("aa-archive -c prod.yaml").returncode == 0 and place.rows() == 0
+
+
+def is_restored(place: Place, said: list[str]) -> None:
+    reports = [json.loads(text) for text in said[2:]]
+    assert len(said[0].splitlines()) == 5 and len(said[1].splitlines()) == 1
+    assert [report["rows"]["inserted"] for report in reports] == [ROWS, reports[1]["rows"]["meant"], 5, ROWS - 5]
+    january = tables.digest(place.db.connection, "before", where="created_at < '2024-02-01Z'")
+    assert tables.digest(place.db.connection, "january") == january
+    assert tables.digest(place.db.connection, "audit_logs") == tables.digest(place.db.connection, "before")
+
+
 SCENES: dict[str, Any] = {
+    "all archived": (all_archived, is_restored),
     "old rows": (old_rows, stay), "every night": (old_rows, archived), "interrupted": (interrupted, is_recorded),
     "held": (held, is_decided), "held and looked at": (looked_at, is_recorded),
     "set aside": (set_aside, is_recorded), "changed": (changed, is_exported_again), "copied": (copied, are_found),

@@ -82,13 +82,25 @@ def write(store: Store, run: str, database: str, schema_name: str, table: str, e
 
 def read_segment(store: Store, key: str) -> list[Entry]:
     """The entries of one segment. Raises InputError if it is none, or not the one its name says."""
+    return list(_segment(store, key)["batches"])
+
+
+def segments(store: Store, database: str, schema_name: str, table: str) -> Iterator[tuple[str, Entry]]:
+    """(run, entry) of every batch that the segments of a table name."""
+    for found in store.list(names.index_dir(store.prefix, database, schema_name, table)):
+        value = _segment(store, found.key)
+        for each in value["batches"]:
+            yield value["run"], each
+
+
+def _segment(store: Store, key: str) -> dict[str, Any]:
     what = f"'{store.url(key)}'"
     value = lines.parse(store.get_bytes(key), what)
     schema.validate("index", value, what)
     named = names.index_key(store.prefix, value["database"], value["schema"], value["table"], value["run"], value["segment"])
     if named != key:
         raise InputError(f"{what} holds the index of another table or run")
-    return list(value["batches"])
+    return dict(value)
 
 
 def read_commit(store: Store, stem: str) -> dict[str, Any]:

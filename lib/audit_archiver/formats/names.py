@@ -117,6 +117,16 @@ def index_key(prefix: str, database: str, schema: str, table: str, run: str, seg
     return f"{index_dir(prefix, database, schema, table)}{run}_{segment:03d}.json"
 
 
+def watermark_key(prefix: str, database: str, schema: str, table: str) -> str:
+    """The key of what was restored of a table, and into which."""
+    return f"{table_dir(prefix, database, schema, table)}.restore_watermark.json"
+
+
+def restore_key(prefix: str, database: str, schema: str, table: str, restore: str, event: str) -> str:
+    """The key of the record that a restore of a table began ("start") or ended ("end")."""
+    return f"{table_dir(prefix, database, schema, table)}.restores/{restore}-{event}.json"
+
+
 def staging_dir(root: str, batch: Mapping[str, Any]) -> str:
     """The staging directory of a batch section: one directory is one batch, `rm -r` forgets it."""
     return os.path.join(staging_table_dir(root, batch["database"], batch["schema"], batch["table"]),

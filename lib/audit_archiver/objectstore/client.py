@@ -67,6 +67,10 @@ class Store:
         """Write under a new name; see Writer.put_new."""
         return self._writer.put_new(key, body, content_type=content_type, sha256=sha256, bulk=bulk, state=state)
 
+    def put_over(self, key: str, body: bytes) -> Put:
+        """Write over what lies there; only the restore watermark is ever rewritten."""
+        return self._writer.put_over(key, body)
+
     def guards(self, size: int) -> bool:
         """Whether the store itself refuses to overwrite an object of that many bytes (parts may differ from a PUT)."""
         return self._writer.guards(size)

@@ -62,6 +62,11 @@ class Writer:
 
         return self.connection.retrying(attempt)
 
+    def put_over(self, key: str, body: bytes) -> Put:
+        """Write `body` under `key`, whatever lies there: for what is no record of rows, as a restore watermark."""
+        params = {"ContentType": "application/json", **self.object_params(False)}
+        return self.connection.retrying(lambda: self._put(key, Content(body), params))
+
     def guards(self, size: int) -> bool:
         """Whether an object of that size is written under a condition that the store honours."""
         return self.create_only_multipart if self._in_parts(size) else self.create_only

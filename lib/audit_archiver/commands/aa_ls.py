@@ -1,0 +1,123 @@
+"""List what is archived: batches, rows, date ranges, sizes and runs of each table.
+
+Reads the bucket and nothing else, no database and no row, and writes a list. Only a batch with a commit record is
+archived; one that a run left open, one that recovery abandoned, and one whose commit record is gone are shown as
+what they are and not counted. A rerun shows the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Iterator, Optional, Sequence
+
+from audit_archiver import cli, config, exits, log
+from audit_archiver.catalogue.archived import ABANDONED, ARCHIVED, MISSING, OPEN, Batch
+from audit_archiver.cli import Command
+from audit_archiver.exits import ConfigError
+from audit_archiver.objectstore.client import Store, open_store
+from audit_archiver.preflight import dates
+from audit_archiver.restore import choose
+
+NAME = "aa-ls"
+SAYS = {OPEN: "not archived: no commit record; aa-recover decides it", ABANDONED: "not archived: abandoned",
+        MISSING: "its commit record is gone, though the index names it"}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command."""
+    return cli.run(NAME, build_parser, run, argv)
+
+
+def build_parser() -> cli.Parser:
+    """The options."""
+    parser = cli.parser(NAME, __doc__)
+    parser.add_argument("--database", metavar="DB", action="append", default=[], type=cli.text,
+                        help="list this database only, configured or not; may be repeated (default: every configured one)")
+    parser.add_argument("--table", metavar="[SCHEMA.]TABLE", action="append", default=[], type=cli.text,
+                        help="list this table only; may be repeated (default: every table that was ever archived)")
+    parser.add_argument("--start-date", metavar="DATE", help="list only batches with rows from then on: a date (UTC) or an RFC 3339 time")
+    parser.add_argument("--end-date", metavar="DATE", help="list only batches with rows before then; a date includes that day")
+    parser.add_argument("--run", metavar="RUN", help="list only what this run archived")
+    parser.add_argument("--s3-key", metavar="KEY", help="list only the batch of this object")
+    parser.add_argument("--output", choices=("text", "json"), help="form of the list (default: text on a terminal, json elsewhere)")
+    return parser
+
+
+def run(command: Command) -> int:
+    """List table after table, as they are read."""
+    args = command.args
+    settings = config.load(args.config, command.env)
+    log.set_level(settings.observability.log_level)
+    log.set_style(settings.observability.log_format)
+    start, end = dates.start(args.start_date), dates.end(args.end_date)
+    dates.check_order(start, end)
+    if args.s3_key and (args.database or args.table or start or end or args.run):
+        raise ConfigError("--s3-key names one batch already", hint="leave the other selections out")
+    store = open_store(settings, watch=command.sink.stream)
+    selection = choose.Selection(tuple(args.table), start, end, args.run)
+    form = args.output or ("text" if command.sink.stream.isatty() else "json")
+    lost = 0
+    for found in [[choose.one(store, args.s3_key)]] if args.s3_key else _listed(
+            store, args.database or [database.name for database in settings.databases], selection):
+        lost += sum(batch.state == MISSING for batch in found)
+        if not args.quiet:
+            _write(command, form, found)
+    if lost:
+        log.error("ls.missing", f"{lost} batches have lost their commit record", hint="the index names them; restore the objects of the "
+                  "bucket from a version or a replica, and do not archive these tables until then", code=exits.FAILED)
+    return exits.FAILED if lost else exits.OK
+
+
+def _listed(store: Store, databases: Sequence[str], selection: choose.Selection) -> Iterator[list[Batch]]:
+    for database in databases:
+        for schema, table in choose.tables(store, database, selection.tables):
+            yield choose.batches(store, database, schema, table, selection)
+
+
+def _write(command: Command, form: str, found: list[Batch]) -> None:
+    if form == "json":
+        for batch in found:
+            command.sink.emit(as_json(batch))
+    elif found:
+        command.sink.write("".join(line + "\n" for line in _text(found)).encode())
+
+
+def as_json(batch: Batch) -> dict[str, Any]:
+    """A batch as a line of the list."""
+    fields = {name: value for name, value in batch._asdict().items() if name != "stem"}
+    return {"format": "aa-archived", "version": 1, **fields, "s3_key": batch.key}
+
+
+def _text(found: list[Batch]) -> Iterator[str]:
+    """A table's batches under their runs, oldest first, with sums of what is archived."""
+    yield f"{found[0].database} {found[0].schema}.{found[0].table}: {_sums([batch for batch in found if batch.state == ARCHIVED])}"
+    known = [batch for batch in found if batch.run is not None]
+    for name, group in itertools.groupby(sorted(known, key=lambda batch: str(batch.run)), key=lambda batch: batch.run):
+        batches = list(group)
+        yield f"  run {name}: {_sums([batch for batch in batches if batch.state == ARCHIVED])}"
+        for batch in batches:
+            assert batch.first is not None and batch.last is not None
+            yield (f"    {batch.rows or 0:>9,} rows  {batch.first[0]} .. {batch.last[0]}  {batch.key}"
+                   + (f"  {SAYS[batch.state]}" if batch.state in SAYS else ""))
+    for batch in found:
+        if batch.run is None:
+            yield f"  {batch.key}  {SAYS[batch.state]}"
+
+
+def _sums(batches: list[Batch]) -> str:
+    if not batches:
+        return "nothing archived"
+    firsts, lasts = ([str(moment[0]) for batch in batches if (moment := getattr(batch, end)) is not None] for end in ("first", "last"))
+    runs = len({batch.run for batch in batches})
+    return (f"{_count(len(batches), 'batch', 'batches')} of {_count(runs, 'run', 'runs')}, "
+            f"{_count(sum(batch.rows or 0 for batch in batches), 'row', 'rows')}, "
+            f"{min(firsts, key=choose.second)} .. {max(lasts, key=choose.second)}, "
+            f"{_size(sum(batch.gz_bytes or 0 for batch in batches))} ({_size(sum(batch.bytes or 0 for batch in batches))} unpacked)")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
