@@ -1,4 +1,4 @@
-"""Write docs/checks.md from the declarations in preflight/on_*.py; --check only compares."""
+"""Write docs/checks.md from the declarations in preflight/on_*.py, and the list of findings in docs/validation.md; --check only compares."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from audit_archiver.preflight import checks  # noqa: E402
+from audit_archiver.validate import findings  # noqa: E402
 from tools.generated import main  # noqa: E402
 
 PAGE = ROOT / "docs" / "checks.md"
+VALIDATION = ROOT / "docs" / "validation.md"
+BEGIN, END = "<!-- BEGIN FINDINGS -->\n", "<!-- END FINDINGS -->\n"
 HEAD = """\
 # The checks before a run
 
@@ -44,5 +47,20 @@ def page() -> str:
     return HEAD + "\n".join(rows).replace("|  |", "| |") + "\n"
 
 
+def validation() -> str:
+    """docs/validation.md with its list of findings."""
+    before, _, rest = VALIDATION.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    rows = [f"| `{each.id}` | {SEVERITY.get(each.status, 'is said')} | {each.depth} | {each.about} | {each.remedy} |"
+            for each in findings.CHECKS.values()]
+    return "\n".join([before + BEGIN.strip(), "| finding | if not | from depth | what must be | what to do |", "|---|---|---|---|---|",
+                      *rows, END.strip(), after.rstrip("\n"), ""])
+
+
+def rewritten() -> dict[Path, str]:
+    """Both pages as they should be."""
+    return {PAGE: page(), VALIDATION: validation()}
+
+
 if __name__ == "__main__":
-    sys.exit(main("write docs/checks.md", {PAGE: page()}))
+    sys.exit(main("write docs/checks.md and the findings in docs/validation.md", rewritten()))

@@ -30,7 +30,7 @@ from tests.ground.run import BIN, ROOT, Child, finish, spawn
 from tests.ground.wait import until
 
 ROWS = 250
-BLOCK = re.compile(r"^( *)(?:<!-- (.*?) -->\n *)?```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^( *)(?:<!-- ([^\n]*?) -->\n *)?```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {("recovery.md", "it needs the aws command, and the bucket on AWS")}
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
@@ -239,12 +239,39 @@ def is_restored(place: Place, said: list[str]) -> None:
     assert tables.digest(place.db.connection, "audit_logs") == tables.digest(place.db.connection, "before")
 
 
+def validated(place: Place) -> None:
+    """A run has archived everything, and the index of its table is there."""
+    assert place.run("aa-archive -c prod.yaml").returncode == 0
+
+
+def index_lost(place: Place) -> None:
+    """The same, and somebody has removed the index."""
+    validated(place)
+    for key in place.bucket.keys():
+        if "/.index/" in key:
+            place.hand.store.delete(key)
+
+
+def index_is_back(place: Place, said: list[str]) -> None:
+    assert "would be written" in said[0] and "index.unlisted" not in said[2]
+    assert sum("/.index/" in key for key in place.bucket.keys()) == 1
+
+
+def is_even(place: Place, said: list[str]) -> None:
+    assert "EQUAL" in said[2] and "each row is in one place" in said[3] and place.rows() == 0
+
+
+def is_whole(_place: Place, said: list[str]) -> None:
+    assert "exit 0" in said[0] or said == [""]
+
+
 SCENES: dict[str, Any] = {
     "all archived": (all_archived, is_restored),
     "old rows": (old_rows, stay), "every night": (old_rows, archived), "interrupted": (interrupted, is_recorded),
     "held": (held, is_decided), "held and looked at": (looked_at, is_recorded),
     "set aside": (set_aside, is_recorded), "changed": (changed, is_exported_again), "copied": (copied, are_found),
-    "logged": (logged, is_read), "at work": (at_work, is_ended)}
+    "logged": (logged, is_read), "at work": (at_work, is_ended), "validated": (validated, is_whole),
+    "index lost": (index_lost, index_is_back), "weighed": (old_rows, is_even)}
 
 
 @pytest.fixture()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Iterator, NamedTuple, Optional
 
 from audit_archiver.catalogue import index, leftovers
-from audit_archiver.exits import Mismatch
+from audit_archiver.exits import InputError, Mismatch
 from audit_archiver.formats import names
 from audit_archiver.objectstore.client import Store
 
@@ -46,22 +46,22 @@ class Batch(NamedTuple):
         return f"{self.schema}.{self.table} '{self.stem.rpartition('/')[2]}'"
 
 
-def of_table(store: Store, database: str, schema: str, table: str) -> Iterator[Batch]:
+def of_table(store: Store, database: str, schema: str, table: str, lenient: bool = False) -> Iterator[Batch]:
     """Every batch under a table's prefix, in the order of their keys, those that the index alone knows last.
 
-    Raises Mismatch if the index names two batches of one name, InputError if a record is none.
+    Raises Mismatch if the index names two batches of one name, InputError if a record is none. `lenient`, for who
+    looks at them one by one, raises neither: of a batch whose commit record is none only the name is known.
     """
     indexed: dict[str, Batch] = {}
-    for run, entry in index.segments(store, database, schema, table):
+    for run, entry in index.segments(store, database, schema, table, lenient):
         known = indexed.setdefault(entry["stem"], _known(database, schema, table, run, entry))
-        if known.id != entry["id"]:
+        if known.id != entry["id"] and not lenient:
             raise Mismatch(f"the index of {schema}.{table} names two batches '{entry['stem']}'")
     for found in leftovers.batches_since(store, names.table_dir(store.prefix, database, schema, table)):
         entry = indexed.pop(found.stem, None)
         if found.recorded:
             if entry is None:
-                line = index.read_commit(store, found.stem)
-                entry = _known(database, schema, table, line["batch"]["run"], index.entry(line))
+                entry = _recorded(store, database, schema, table, found.stem, lenient)
             yield entry
         elif entry is not None:
             yield entry._replace(state=MISSING)
@@ -69,6 +69,16 @@ def of_table(store: Store, database: str, schema: str, table: str) -> Iterator[B
             yield Batch(database, schema, table, found.stem, ABANDONED if found.abandoned else OPEN)
     for entry in indexed.values():
         yield entry._replace(state=MISSING)
+
+
+def _recorded(store: Store, database: str, schema: str, table: str, stem: str, lenient: bool) -> Batch:
+    try:
+        line = index.read_commit(store, stem)
+    except (InputError, Mismatch):
+        if not lenient:
+            raise
+        return Batch(database, schema, table, stem, ARCHIVED)
+    return _known(database, schema, table, line["batch"]["run"], index.entry(line))
 
 
 def _known(database: str, schema: str, table: str, run: str, entry: index.Entry) -> Batch:

@@ -85,10 +85,15 @@ def read_segment(store: Store, key: str) -> list[Entry]:
     return list(_segment(store, key)["batches"])
 
 
-def segments(store: Store, database: str, schema_name: str, table: str) -> Iterator[tuple[str, Entry]]:
-    """(run, entry) of every batch that the segments of a table name."""
+def segments(store: Store, database: str, schema_name: str, table: str, lenient: bool = False) -> Iterator[tuple[str, Entry]]:
+    """(run, entry) of every batch that the segments of a table name; `lenient` passes over a segment that is none."""
     for found in store.list(names.index_dir(store.prefix, database, schema_name, table)):
-        value = _segment(store, found.key)
+        try:
+            value = _segment(store, found.key)
+        except (InputError, Mismatch):
+            if not lenient:
+                raise
+            continue
         for each in value["batches"]:
             yield value["run"], each
 

@@ -21,7 +21,7 @@ from audit_archiver.objectstore.errors import NotFound
 RUNS_DIR = ".runs/"
 METADATA_BYTES_MOST = 64 << 20
 
-_OBJECT = re.compile(r"(.*_batch_\d+)(\.jsonl\.gz|_(?:metadata|manifest|commit|abandoned|intent_\d+)\.json)")
+OBJECT = re.compile(r"(.*_batch_\d+)(\.jsonl\.gz|_(?:metadata|manifest|commit|abandoned|intent_\d+)\.json)")
 
 
 @dataclass
@@ -82,7 +82,7 @@ def batches_since(store: Store, table_dir: str, day: Optional[datetime.date] = N
     for _, entries in itertools.groupby(listed, key=lambda entry: entry.key.rpartition("/")[0]):
         found: dict[str, Leftover] = {}
         for entry in entries:
-            match = _OBJECT.fullmatch(entry.key)
+            match = OBJECT.fullmatch(entry.key)
             if match is None:
                 continue
             batch = found.setdefault(match.group(1), Leftover(match.group(1)))

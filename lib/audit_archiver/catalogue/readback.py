@@ -119,8 +119,8 @@ def _small_differences(store: Store, line: dict[str, Any]) -> Iterator[Finding]:
     """Where metadata and key list are not what the line says."""
     batch, serialized = line["batch"], line["serialized"]
     _, metadata_key, keys_key = batches.keys_of(line)
-    for place, key, sha256, check in ((1, metadata_key, serialized["metadata_sha256"], _metadata_differences),
-                                      (2, keys_key, serialized["manifest_sha256"], _key_list_differences)):
+    for place, key, sha256, check in ((1, metadata_key, serialized["metadata_sha256"], metadata_differences),
+                                      (2, keys_key, serialized["manifest_sha256"], key_list_differences)):
         content, body = store.read(key, KEY_LIST_BYTES_MOST)
         url = store.url(key)
         found = hashlib.sha256(content).hexdigest()
@@ -131,7 +131,7 @@ def _small_differences(store: Store, line: dict[str, Any]) -> Iterator[Finding]:
         yield from _identity(url, line, place, body.etag, body.version)
 
 
-def _metadata_differences(url: str, batch: dict[str, Any], serialized: dict[str, Any], content: bytes) -> Iterator[Finding]:
+def metadata_differences(url: str, batch: dict[str, Any], serialized: dict[str, Any], content: bytes) -> Iterator[Finding]:
     """The metadata must be able to rebuild this very line, for recovery without staging."""
     value = lines.parse(content, f"'{url}'")
     made = metadata.rebuild(value, serialized["stem"], serialized["metadata_sha256"], serialized["manifest_sha256"])
@@ -141,7 +141,7 @@ def _metadata_differences(url: str, batch: dict[str, Any], serialized: dict[str,
                 yield Finding(url, f"'{section}.{name}'", "that of the line", "another")
 
 
-def _key_list_differences(url: str, batch: dict[str, Any], serialized: dict[str, Any], content: bytes) -> Iterator[Finding]:
+def key_list_differences(url: str, batch: dict[str, Any], serialized: dict[str, Any], content: bytes) -> Iterator[Finding]:
     header, texts = metadata.parse_key_list(content, f"'{url}'")
     digest = keys.Digest()
     digest.update(texts)

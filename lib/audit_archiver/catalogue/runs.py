@@ -49,8 +49,8 @@ class Runs:
     wal: Optional[dict[str, Any]]
 
 
-def listed(store: Store, database: str) -> Runs:
-    """Every open run of a database, and the end of the newest that has ended."""
+def records(store: Store, database: str) -> tuple[dict[str, datetime.datetime], dict[str, datetime.datetime]]:
+    """When each run of a database left its beginning, and its end, by the store's clock; read from the listing alone."""
     starts: dict[str, datetime.datetime] = {}
     ends: dict[str, datetime.datetime] = {}
     for found in store.list(f"{names.database_dir(store.prefix, database)}.runs/"):
@@ -58,6 +58,12 @@ def listed(store: Store, database: str) -> Runs:
         for suffix, place in ((_START, starts), (_END, ends)):
             if name.endswith(suffix):
                 place[name[:-len(suffix)]] = found.modified
+    return starts, ends
+
+
+def listed(store: Store, database: str) -> Runs:
+    """Every open run of a database, and the end of the newest that has ended."""
+    starts, ends = records(store, database)
     wal = None
     if ends:
         latest = max(ends.values())  # a store's clock may know whole seconds only; within one the records tell

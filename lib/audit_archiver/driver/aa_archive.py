@@ -51,6 +51,7 @@ def build_parser() -> cli.Parser:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="change nothing; show what would be archived and the exact SQL")
     mode.add_argument("--validate-only", action="store_true", help="check configuration, databases and bucket, and stop")
+    mode.add_argument("--verify-archives", action="store_true", help="look whether what is archived is whole, as aa-validate does, and stop")
     parser.add_argument("--vacuum-full", action="store_true", help="VACUUM FULL each archived table afterwards: it locks the table exclusively")
     parser.add_argument("--force", action="store_true", help="do not ask before deleting; archive a large table without an index too, and more "
                         "than fits into max_run_hours")
@@ -78,7 +79,7 @@ def run(command: Command) -> int:
     log.bind(run_id=run_id)
     for warning in settings.warnings:
         log.warning("config.warning", warning)
-    if command.args.validate_only or command.args.dry_run:
+    if command.args.validate_only or command.args.dry_run or command.args.verify_archives:
         return _look_only(command, settings, wanted, chosen, run_id)
     store = open_store(settings)
     store.check_bucket()
@@ -103,12 +104,24 @@ def _at_once(command: Command, settings: Config) -> int:
 
 
 def _look_only(command: Command, settings: Config, wanted: Sequence[tuple[Database, list[Table]]], chosen: Selection, run_id: str) -> int:
-    """--validate-only and --dry-run: nothing is locked, archived or deleted."""
+    """--validate-only, --verify-archives and --dry-run: nothing is locked, archived or deleted."""
     text = _as_text(command)
     write = (lambda data: None) if command.args.quiet else command.sink.write
     if command.args.validate_only:
         return validate.run(settings, wanted, config.staging_root(settings, None, command.env), write=write, text=text)
+    if command.args.verify_archives:
+        return _verify_archives(settings, wanted, chosen, write=write, text=text)
     return dry_run.run(settings, wanted, chosen, run_id, write=write, text=text, show_row=command.args.verbose > 0)
+
+
+def _verify_archives(settings: Config, wanted: Sequence[Part], chosen: Selection, *, write: Callable[[bytes], object], text: bool) -> int:
+    """What aa-validate does at depth full, for the selected databases and tables."""
+    from audit_archiver.restore import choose  # what no other run needs
+    from audit_archiver.validate.run import say, validate
+    from audit_archiver.validate.table import FULL, Asked
+
+    asked = Asked(choose.Selection(chosen.tables, chosen.start, chosen.end), FULL)
+    return say(validate(settings, open_store(settings), [database.name for database, _ in wanted], asked), write=write, text=text)
 
 
 def _as_text(command: Command) -> bool:

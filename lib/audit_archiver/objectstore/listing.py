@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any, Iterator, NamedTuple, Optional
 
 from audit_archiver.objectstore.connection import Connection
+from audit_archiver.objectstore.get import etag_of
 
 
 class Entry(NamedTuple):
-    """One object of a listing; `modified` is the store's clock, a datetime in UTC."""
+    """One object of a listing; `modified` is the store's clock, a datetime in UTC; etag without its quotes."""
 
     key: str
     size: int
     modified: Any
+    etag: str = ""
 
 
 def entries(connection: Connection, prefix: str, start_after: Optional[str] = None) -> Iterator[Entry]:
@@ -21,7 +23,7 @@ def entries(connection: Connection, prefix: str, start_after: Optional[str] = No
     while True:
         page = connection.safely("list_objects_v2", f"list '{connection.url(prefix)}'", Prefix=prefix, **place)
         for found in page.get("Contents", ()):
-            yield Entry(found["Key"], int(found["Size"]), found["LastModified"])
+            yield Entry(found["Key"], int(found["Size"]), found["LastModified"], etag_of(found))
         if not page.get("IsTruncated"):
             return
         place = {"ContinuationToken": page["NextContinuationToken"]}

@@ -276,6 +276,12 @@ class Statements:
         return (f"SELECT k.{self._n}, encode(sha256(convert_to({line}, 'UTF8')), 'hex') "
                 f"FROM {self._by_key(key_rows)} ORDER BY k.{self._n}")
 
+    def every_digest(self) -> str:
+        """Writes of each row of the table the SHA-256 (hex) of its JSON line, a space and its key text; reads only."""
+        line = table_columns.line_sql(self._columns, "t")
+        return (f"COPY (SELECT encode(sha256(convert_to({line}, 'UTF8')), 'hex') || ' ' || {self._key_text('t')} "
+                f"FROM ONLY {self.shape.qualified} t) TO STDOUT {_CSV}")
+
     def _by_key(self, key_rows: str) -> str:
         on = " AND ".join(f"k.{ident(name)} = t.{ident(name)}" for name in self.shape.key)
         return f"{key_rows} JOIN ONLY {self.shape.qualified} t ON {on}"

@@ -1,0 +1,290 @@
+"""Everything that is archived of one table: the listing against index and records, then batch after batch, then all together."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import random
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from typing import Collection, Iterable, Iterator, Mapping, Optional
+
+from audit_archiver import log
+from audit_archiver.catalogue import archived, leftovers, runs
+from audit_archiver.catalogue.archived import ARCHIVED, MISSING, OPEN, Batch
+from audit_archiver.exits import ArchiverError, InputError, Mismatch, NetworkError
+from audit_archiver.formats import names
+from audit_archiver.objectstore.client import Store
+from audit_archiver.objectstore.listing import Entry
+from audit_archiver.restore.choose import Selection
+from audit_archiver.validate import findings, objects, one_batch
+from audit_archiver.validate.findings import FAIL, FULL, LIGHT, WARN, Finding, Report, Where
+from audit_archiver.validate.in_table import Tables
+from audit_archiver.validate.ledger import KeyLedger
+from audit_archiver.validate.one_batch import Looked
+from audit_archiver.validate.segments import Rebuilt, Segments
+from audit_archiver.validate.subset import WHOLE, Subset
+
+SAMPLE_SHARE, SAMPLE_LEAST = 0.05, 10
+READERS = 2
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a validation looks: which batches, how deep, whether index segments are written anew."""
+
+    selection: Selection
+    depth: str
+    subset: Subset = WHOLE
+    repair: bool = False
+    execute: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """True if every batch of a table is meant, so that what is not there can be missed."""
+        return self.selection.start is None and self.selection.end is None and self.selection.run is None
+
+
+class Validation:
+    """One table. `ended` are the runs of its database that had ended before anything was looked at."""
+
+    def __init__(self, store: Store, where: Where, asked: Asked, report: Report, tables: Optional[Tables], ended: Collection[str]) -> None:
+        assert where.schema is not None and where.table is not None
+        self._store, self._where, self._asked, self._report, self._tables = store, where, asked, report, tables
+        self._dir = names.table_dir(store.prefix, where.database, where.schema, where.table)
+        self._settled = {run: True for run in ended}
+        self._rebuilt = Rebuilt(where)
+        self._ledger = KeyLedger() if asked.depth != LIGHT else None
+        self._schemas: dict[tuple[str, int], tuple[str, tuple[tuple[str, str], ...]]] = {}
+        self._in_table: list[tuple[Where, int, list[bytes]]] = []
+        self._restored = False
+        self.runs: set[str] = set()
+        self.abandoned: set[str] = set()
+
+    def run(self, only: Optional[Batch] = None) -> None:
+        """Look at every batch that is meant, or at `only` one; what is found is in the report."""
+        try:
+            self._run(only)
+        finally:
+            if self._ledger is not None:
+                self._ledger.close()
+
+    def _run(self, only: Optional[Batch]) -> None:
+        report, where = self._report, self._where
+        report.looked["tables"] += 1
+        index: Optional[Segments] = None
+        if only is not None:
+            batches = {only.stem: only}
+        else:
+            index = Segments(self._store, where)
+            report.looked["objects"] += index.objects
+            report.add(*index.findings)
+            assert where.schema is not None and where.table is not None
+            listed = archived.of_table(self._store, where.database, where.schema, where.table, lenient=True)
+            batches = {batch.stem: batch for batch in listed if self._asked.selection.means(batch)}
+        self.runs = {batch.run for batch in batches.values() if batch.run is not None}
+        chosen = {batch.stem for batch in batches.values() if batch.state == ARCHIVED and self._asked.subset.means(batch.id)}
+        read = self._to_read(chosen)
+        self._say_cost(batches, chosen, read)
+        self._twice(batches.values())
+        if index is not None and self._asked.whole:
+            self._gaps(batches.values(), index)
+        for looked in self._each(batches, chosen, read, only):
+            self._take(looked, index)
+        for batch in batches.values():  # what the listing has shown is not among them any more
+            if batch.state == MISSING:
+                report.add(Finding("batch.gone", self._of(batch.stem), "the index names it, and nothing of it is there",
+                                   object=self._store.url(batch.key), expected=f"{batch.rows} rows", found="nothing"))
+        self._together()
+
+    def _to_read(self, chosen: set[str]) -> set[str]:
+        """The batches whose key list and data are read."""
+        if self._asked.depth == FULL:
+            return chosen
+        if self._asked.depth == LIGHT or not chosen:
+            return set()
+        size = min(len(chosen), max(SAMPLE_LEAST, round(len(chosen) * SAMPLE_SHARE)))
+        return set(random.sample(sorted(chosen), size))
+
+    def _say_cost(self, batches: Mapping[str, Batch], chosen: set[str], read: set[str]) -> None:
+        size = sum(batches[stem].gz_bytes or 0 for stem in read)
+        part = f"subset {self._asked.subset}: " if self._asked.subset != WHOLE else ""
+        log.info("validate.cost", f"{self._where}: {part}{len(chosen)} of {len(batches)} batches; {2 * len(chosen)} records and metadata to read, "
+                 f"{len(read)} key lists, and {len(read)} data objects of {size / 1e6:,.1f} MB", batches=len(chosen), of=len(batches),
+                 objects=2 * len(chosen) + 2 * len(read), data_bytes=size)
+        if self._asked.depth == LIGHT:
+            self._report.leave("the content of data objects and key lists: sizes and ETags were compared, --depth full reads them",
+                               "whether a key is in two batches (--depth sample or full)")
+        elif len(read) < len(chosen):
+            self._report.leave(f"{self._where}: the content of data object and key list of {len(chosen) - len(read)} of {len(chosen)} batches; "
+                               f"{len(read)} were read by chance, --depth full reads them all")
+        if self._asked.subset != WHOLE:
+            self._report.leave(f"{self._where}: {len(batches) - len(chosen)} batches of other subsets, but for the listing; "
+                               "keys that are in a batch of this subset and in one of another")
+
+    def _each(self, batches: dict[str, Batch], chosen: set[str], read: set[str], only: Optional[Batch]) -> Iterator[Looked]:
+        """Look at the chosen batches, some at a time; what is listed is taken out of `batches`."""
+        with concurrent.futures.ThreadPoolExecutor(READERS, "validate") as pool:
+            waiting: deque[tuple[Batch, concurrent.futures.Future[Looked]]] = deque()
+            try:
+                for found in self._listed(only):
+                    self._restored = self._restored or found.restored
+                    for stem, there in found.batches.items():
+                        batch = batches.pop(stem, None)
+                        if batch is not None and stem in chosen:
+                            waiting.append((batch, pool.submit(one_batch.look, self._store, batch, there, read=stem in read)))
+                        elif batch is not None:
+                            self._unrecorded(batch, there)
+                        while len(waiting) > READERS:
+                            yield self._result(*waiting.popleft())
+                while waiting:
+                    yield self._result(*waiting.popleft())
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _result(self, batch: Batch, future: concurrent.futures.Future[Looked]) -> Looked:
+        """What a look came to; not being allowed to look at one batch does not hide the next."""
+        try:
+            return future.result()
+        except NetworkError:
+            raise
+        except ArchiverError as error:
+            return Looked(batch, self._of(batch.stem), findings=[findings.could_not_look(self._of(batch.stem), error, self._store.url(batch.key))])
+
+    def _listed(self, only: Optional[Batch]) -> Iterator[objects.Directory]:
+        """The table's whole listing, or what there is of one batch."""
+        for found in objects.listed(self._store, self._dir, only.stem if only else ""):
+            for entry in found.foreign:
+                self._report.add(Finding("foreign.object", self._where, f"'{entry.key[len(self._dir):]}' is nothing that the archiver writes",
+                                         object=self._store.url(entry.key), found=f"{entry.size} bytes"))
+            yield found
+
+    def _unrecorded(self, batch: Batch, there: Mapping[str, Entry]) -> None:
+        """A batch without a commit record, or one that is not meant."""
+        where, listed = self._of(batch.stem), ", ".join(sorted(there))
+        if batch.state == MISSING:
+            self._report.add(Finding("record.missing", where, f"the index names it, and of its objects there are only {listed}",
+                                     object=self._store.url(batch.stem + names.COMMIT), expected="there", found="missing"))
+        elif batch.state == OPEN and not {names.COMMIT, names.ABANDONED} & there.keys():  # it may have been settled meanwhile
+            run = self._run_of(batch)
+            still = self._at_work() if run is None else not self._is_settled(run)
+            self._report.add(Finding("orphan.batch", where, f"orphaned: {listed} without a commit record"
+                                     + (f"; run {run} has not ended" if still and run else "; a run has not ended" if still else ""),
+                                     object=self._store.url(batch.key), status=WARN if still else FAIL))
+        elif names.ABANDONED in there:
+            self.abandoned.add(batch.stem)
+
+    def _run_of(self, batch: Batch) -> Optional[str]:
+        """The run of a batch without a record, if its metadata say it."""
+        try:
+            line = leftovers.rebuilt(self._store, leftovers.Leftover(batch.stem))
+        except (InputError, Mismatch):
+            return None
+        return None if line is None else str(line["batch"]["run"])
+
+    def _is_settled(self, run: str) -> bool:
+        """True if a run had ended before we looked, so that what it left is all there; or if nothing says that it ever began."""
+        assert self._where.database is not None
+        if run not in self._settled:
+            self._settled[run] = self._store.head(names.run_start_key(self._store.prefix, self._where.database, run)) is None
+        return self._settled[run]
+
+    def _at_work(self) -> bool:
+        """True if any run has begun and had not ended before we looked."""
+        return not all(map(self._is_settled, runs.records(self._store, self._where.database)[0]))
+
+    def _take(self, looked: Looked, index: Optional[Segments]) -> None:
+        """What one batch says, and what it adds to what is said of all."""
+        report, line = self._report, looked.line
+        report.add(*looked.findings)
+        report.looked.update(batches=1, objects=looked.objects, bytes=looked.bytes, rows=looked.rows)
+        if line is None:
+            return
+        self._schemas[(line["committed"]["at"], line["batch"]["number"])] = str(looked.where.batch), one_batch.columns_of(line)
+        if index is not None and looked.batch.stem not in index.stems and self._is_settled(line["batch"]["run"]):
+            report.add(Finding("index.unlisted", looked.where, f"no segment of run {line['batch']['run']} names it",
+                               object=self._store.url(looked.batch.stem + names.COMMIT)))
+            if self._asked.repair:
+                self._rebuilt.add(line)
+        if looked.keys is not None and self._ledger is not None:
+            self._ledger.add(str(looked.where.batch), looked.keys)
+        if self._tables is not None:
+            self._look_up(looked)
+
+    def _look_up(self, looked: Looked) -> None:
+        """Whether the keys that were read are in the table: all of them, or at depth sample a random few (REQ-VER-011)."""
+        assert self._tables is not None
+        asked = looked.keys if self._asked.depth == FULL else looked.sample
+        if not asked:
+            return
+        try:
+            there = self._tables.present(looked, asked)
+        except ArchiverError as error:
+            self._report.add(findings.could_not_look(self._where, error))
+            self._tables = None
+            return
+        self._report.looked["keys_in_tables"] += len(asked)
+        if there:
+            self._in_table.append((looked.where, len(there), there[:findings.KEYS_TOLD]))
+
+    def _together(self) -> None:
+        """What can be said when all batches were looked at."""
+        report = self._report
+        for where, count, some in self._in_table:
+            report.add(Finding("rows.in_table", where, f"{count} of its keys are in the table" + (", which was restored" if self._restored else ""),
+                               expected=0, found=count, keys=findings.told(some), status=WARN if self._restored else FAIL))
+        for one, other, count, some in self._ledger.twice() if self._ledger is not None else ():
+            where = Where(self._where.database, self._where.schema, self._where.table, other)
+            report.add(Finding("rows.twice", where, f"{count} of its keys are in {one}, too" if one != other else f"{count} keys are in it twice",
+                               expected=0, found=count, keys=findings.told(some)))
+        before: Optional[tuple[str, tuple[tuple[str, str], ...]]] = None
+        for _, (name, columns) in sorted(self._schemas.items()):
+            if before is not None and columns != before[1]:
+                where = Where(self._where.database, self._where.schema, self._where.table, name)
+                report.add(Finding("schema.changed", where, f"its columns differ from those of {before[0]}: "
+                                   + ", ".join(one_batch.changes(before[1], columns))))
+            before = name, columns
+        report.repairs += self._rebuilt.write(self._store, self._asked.execute)
+
+    def _twice(self, batches: Iterable[Batch]) -> None:
+        """One batch under two names: its id says it, whatever the depth."""
+        first: dict[str, str] = {}
+        for batch in batches:
+            if batch.id is not None and batch.state == ARCHIVED and first.setdefault(batch.id, batch.stem) != batch.stem:
+                self._report.add(Finding("batch.twice", self._of(batch.stem), f"it is the same batch as '{first[batch.id].rpartition('/')[2]}'",
+                                         object=self._store.url(batch.key), found=batch.id))
+
+    def _gaps(self, batches: Iterable[Batch], index: Segments) -> None:
+        """Numbers that no batch of a run bears (T52): its place in the index may be gone with it."""
+        numbers: dict[str, set[int]] = defaultdict(set)
+        unlisted: set[str] = set()
+        given_up: set[int] = set()
+        for batch in batches:
+            if batch.run is not None and batch.number is not None:
+                numbers[batch.run].add(batch.number)
+                if batch.stem not in index.stems:
+                    unlisted.add(batch.run)
+            elif batch.state != ARCHIVED:
+                given_up.add(int(batch.stem.rpartition("_")[2]))
+        for run, known in numbers.items():
+            missing = sorted(set(range(1, max(known) + 1)) - known - given_up)
+            if missing:
+                sure = run in unlisted and self._is_settled(run)
+                self._report.add(Finding("numbers.gap", self._where, f"run {run} has no batch {_ranges(missing)}"
+                                         + (", and its index is incomplete" if sure else ""), expected=f"1 to {max(known)}",
+                                         found=f"{len(known)} batches", status=FAIL if sure else WARN))
+
+    def _of(self, stem: str) -> Where:
+        return Where(self._where.database, self._where.schema, self._where.table, stem.rpartition("/")[2])
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1, 2, 3, 7 as '1 to 3, 7'; the first ten parts."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    told = [f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in parts[:10]]
+    return ", ".join(told) + (" ..." if len(parts) > 10 else "")
