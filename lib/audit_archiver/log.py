@@ -76,6 +76,12 @@ def bound(field: str) -> Any:
     return _context.get(field)
 
 
+def follow(observability: Any) -> None:
+    """Apply the configuration's log_level and log_format."""
+    set_level(observability.log_level)
+    set_style(observability.log_format)
+
+
 def set_level(name: str) -> None:
     """Apply the configuration's observability.log_level (DEBUG..CRITICAL) unless -q or -v chose already.
 

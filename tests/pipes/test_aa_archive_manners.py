@@ -52,6 +52,14 @@ def test_without_a_terminal_stdout_is_one_summary_and_stderr_is_json_with_run_id
     assert sum(record["rows"] for record in work) == 250 and all(record["run_id"] == made["run"] for record in work)
 
 
+def test_the_configured_form_of_the_log_holds_for_every_stage_unless_a_flag_chose(db: Any, bucket: Any, config_file: Any) -> None:
+    logs(db, old=250)
+    runs = Driven(db, bucket, config_file(db, bucket, observability={"log_format": "text"}))
+    said = runs.run("--limit", "100").err.splitlines()
+    assert {line.partition(":")[0] for line in said} >= {"aa-archive", "aa-select", "aa-serialize", "aa-upload", "aa-verify", "aa-record"}
+    assert all(record["level"] for record in runs.run("--log-format", "json").log), "every line is JSON"
+
+
 def test_the_report_says_how_long_each_phase_worked(runs: Driven) -> None:
     phases = runs.ran()["databases"][0]["phases"]
     assert set(phases) == {"select", "serialize", "upload", "verify", "delete", "record", "vacuum"}

@@ -435,6 +435,20 @@ def test_a_missing_key_list_is_made_up_for_by_the_keys_in_the_data(hand: ByHand,
 # -- by hand: dry run, decisions, cleanup, locks
 
 
+@pytest.mark.req("REQ-REL-006")
+@pytest.mark.parametrize("commit", [True, False])
+def test_metadata_alone_are_a_cut_upload_only_while_the_rows_are_in_the_table(hand: ByHand, bucket: Any, commit: bool) -> None:
+    line = interrupted(hand, commit=commit)
+    for suffix in (names.KEYS, names.DATA):
+        bucket.client.delete_object(Bucket=bucket.name, Key=line["serialized"]["stem"] + suffix)
+
+    found = verdicts(hand, code=exits.FAILED if commit else exits.OK)
+
+    assert found["001"] == (("HOLD", "its key list and its data are missing, and its rows are not in the table") if commit else
+                            ("ABANDON", "its upload was cut off before the key list, so no delete of it was ever begun"))
+    assert hand.states(line) == ([] if commit else ["abandoned"])
+
+
 @pytest.mark.req("T46")
 def test_a_dry_run_says_what_would_be_done_and_changes_nothing(hand: ByHand, bucket: Any) -> None:
     interrupted(hand, commit=True)

@@ -7,6 +7,7 @@ and holds the batch.
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,7 +97,7 @@ def _look(store: Store, control: connect.Connection, here: witness.Place, case: 
     case.evidence = Evidence(transaction=NONE, fresh=young and not intents)
     key_texts = _key_texts(store, line)
     if key_texts is None:
-        return case
+        return _keyless(control, here, case, batch, intents)
     case.evidence = replace(case.evidence, keys=len(key_texts))
     with witness.snapshot(control):
         try:
@@ -115,6 +116,28 @@ def _look(store: Store, control: connect.Connection, here: witness.Place, case: 
     absent = set(range(1, len(key_texts) + 1)).difference(case.present)
     if absent and case.evidence.transaction in (NONE, ABORTED):
         case.evidence = replace(case.evidence, accounted=_accounted(store, case, key_texts, absent, intents))
+    return case
+
+
+def _keyless(control: connect.Connection, here: witness.Place, case: Case, batch: dict[str, Any], intents: list[dict[str, Any]]) -> Case:
+    """The metadata alone are there: an upload that was cut off, or a batch that was deleted and then lost its objects.
+
+    Its first and its last key are known. If neither is in the table, and its transaction is not known to have failed, it is held.
+    """
+    edges = [json.dumps(edge[1:], ensure_ascii=False, separators=(",", ":"))[1:-1].encode() for edge in (batch["first"], batch["last"])]
+    trouble, present = None, []
+    with witness.snapshot(control):
+        try:
+            table = witness.Table(control, batch)
+        except (ConfigError, PermissionDenied) as error:
+            trouble = error.msg
+            _ask_status(control, here, case, batch, intents, None)
+        else:
+            _ask_status(control, here, case, batch, intents, table.oid)
+            present = table.present(edges)
+    if case.evidence.transaction in (COMMITTED, UNKNOWN) and not present:
+        case.evidence = replace(case.evidence, keys=batch["rows"], trouble=trouble or "its key list and its data are missing, and its rows are "
+                                "not in the table")
     return case
 
 

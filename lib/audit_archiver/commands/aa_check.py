@@ -38,8 +38,7 @@ def run(command: Command) -> int:
     """Check everything that the selection means; the exit code is what the failures have in common, else 3."""
     args = command.args
     settings = config.load(args.config, command.env)
-    log.set_level(settings.observability.log_level)
-    log.set_style(settings.observability.log_format)
+    log.follow(settings.observability)
     wanted = selected(settings, Selection(databases=tuple(args.database), tables=tuple(args.table)))
     form = args.output or ("text" if command.sink.stream.isatty() else "json")
     return validate.run(settings, wanted, config.staging_root(settings, None, command.env),

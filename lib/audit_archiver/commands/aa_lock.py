@@ -59,8 +59,7 @@ def run(command: Command) -> int:
     if bool(argv) == (args.show or args.break_):
         raise ConfigError("give a command after --, or --show, or --break", hint=f"see '{NAME} --help'")
     settings = config.load(args.config, command.env)
-    log.set_level(settings.observability.log_level)
-    log.set_style(settings.observability.log_format)
+    log.follow(settings.observability)
     found = selected(settings, Selection(databases=tuple(args.database), tables=tuple(args.table)))
     chosen: Chosen = [(database, tables if args.table else None) for database, tables in found]
     if argv:

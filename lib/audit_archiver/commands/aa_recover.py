@@ -58,8 +58,7 @@ def run(command: Command) -> int:
     """Recover database after database; one that fails does not stop the next."""
     args = command.args
     settings = config.load(args.config, command.env)
-    log.set_level(settings.observability.log_level)
-    log.set_style(settings.observability.log_format)
+    log.follow(settings.observability)
     chosen = selected(settings, Selection(databases=tuple(args.database), tables=tuple(args.table)))
     decisions = dict(args.decide)
     if decisions and len(chosen) > 1:

@@ -71,7 +71,7 @@ def _workers(text: str) -> int:
 def run(command: Command) -> int:
     """Archive database after database, or several at once; one that fails does not stop the others (REQ-DB-005)."""
     settings = config.load(command.args.config, command.env)
-    log.set_level(settings.observability.log_level)
+    log.follow(settings.observability)
     at_once = _at_once(command, settings)
     chosen = aa_plan.selection(command.args, exact=True)
     wanted = selected(settings, chosen)
@@ -134,7 +134,9 @@ class Archive:
     def __init__(self, command: Command, settings: Config, store: Store, chosen: Selection, run_id: str) -> None:
         self._args, self._env, self._settings, self._store = command.args, command.env, settings, store
         self._sink, self._chosen, self._run_id = command.sink, chosen, run_id
-        self._style = progress.style_of(sys.stderr, self._args.quiet, self._args.log_format)
+        asked = self._args.log_format
+        self._log_format = settings.observability.log_format if asked == "auto" else asked
+        self._style = progress.style_of(sys.stderr, self._args.quiet, self._log_format)
         self._progress = progress.Progress(sys.stderr, self._style)
         self._text = _as_text(command) and not self._args.quiet
         self._began = time.monotonic()
@@ -332,8 +334,8 @@ class Archive:
     def _flags(self) -> list[str]:
         """What the stages are told: on a terminal only their errors, so that the bar stands alone."""
         if self._args.quiet or self._style == progress.BAR:
-            return ["-q", "--log-format", self._args.log_format]
-        return ["--log-format", self._args.log_format] + ["-v"] * self._args.verbose
+            return ["-q", "--log-format", self._log_format]
+        return ["--log-format", self._log_format] + ["-v"] * self._args.verbose
 
 
 def _unplanned(run_id: str, database: Database, table: Table, failure: Optional[ArchiverError]) -> dict[str, Any]:

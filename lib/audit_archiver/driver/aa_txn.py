@@ -50,6 +50,7 @@ def run(command: Command) -> int:
     if command.env.get("AA_TXN"):
         raise ConfigError("AA_TXN is set already: a holder inside a holder would wait for itself", hint="unset AA_TXN")
     settings = config.load(command.args.config, command.env)
+    log.follow(settings.observability)
     store = open_store(settings)
     signals = pipeline.Signals()
     operations = Operations(settings, None, command.args.in_flight or settings.in_flight_batches,

@@ -74,7 +74,7 @@ def _run_guarded(command: Command) -> int:
 
     source = command.source()
     settings = config.load(command.args.config, command.env)
-    log.set_level(settings.observability.log_level)
+    log.follow(settings.observability)
     store = open_store(settings, watch=command.sink.stream)
     guard = Guard(settings, store, config.staging_root(settings, None, command.env))
     try:

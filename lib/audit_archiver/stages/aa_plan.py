@@ -64,8 +64,7 @@ def add_selection(parser: cli.Parser) -> None:
 def run(command: Command) -> int:
     """Plan database after database; jobs are written as soon as their database is planned."""
     settings = config.load(command.args.config, command.env)
-    log.set_level(settings.observability.log_level)
-    log.set_style(settings.observability.log_format)
+    log.follow(settings.observability)
     chosen = selection(command.args, exact=command.args.count == "exact")
     wanted = selected(settings, chosen)
     run_id = new_run(command.env)

@@ -34,7 +34,7 @@ def run(command: cli.Command) -> int:
     """Record every batch that is read, pass its line on, and write the index at the end."""
     source = command.source()
     settings = config.load(command.args.config, command.env)
-    log.set_level(settings.observability.log_level)
+    log.follow(settings.observability)
     store = open_store(settings)
     segments = index.Segments(store)
     try:

@@ -58,7 +58,9 @@ def run(command: Command) -> int:
             return _select_all(command, command.holder, ahead=ahead)
         finally:
             ahead.bye(exits.OK, None)
-    export = Export(config.load(command.args.config, command.env))
+    settings = config.load(command.args.config, command.env)
+    log.follow(settings.observability)
+    export = Export(settings)
     outcomes = None if command.args.outcomes is None else lines.Sink(_created(command.args.outcomes))
 
     def ended(job: dict[str, Any], error: Optional[ArchiverError]) -> None:

@@ -44,6 +44,7 @@ def build_parser() -> cli.Parser:
 def run(command: Command) -> int:
     """Stage every batch of the input."""
     settings = config.load(command.args.config, command.env)
+    log.follow(settings.observability)
     root = str(config.staging_root(settings, command.args.staging, command.env))
     level = command.args.compression_level or settings.s3.compression_level
     source = command.source()

@@ -44,7 +44,7 @@ def run(command: cli.Command) -> int:
     """Upload every batch that is read, one after another, and pass its line on."""
     source = command.source()
     settings = config.load(command.args.config, command.env)
-    log.set_level(settings.observability.log_level)
+    log.follow(settings.observability)
     store = open_store(settings, watch=command.sink.stream)
     upload = Upload(store, settings.s3)
     for text in source:

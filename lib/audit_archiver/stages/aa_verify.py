@@ -36,7 +36,7 @@ def run(command: cli.Command) -> int:
     """Verify every batch that is read and pass its line on."""
     source = command.source()
     settings = config.load(command.args.config, command.env)
-    log.set_level(settings.observability.log_level)
+    log.follow(settings.observability)
     how = command.args.how or settings.verify_how
     store = open_store(settings, watch=command.sink.stream)
     if how == "head":
