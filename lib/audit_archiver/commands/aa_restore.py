@@ -24,7 +24,8 @@ from audit_archiver.preflight import dates
 from audit_archiver.restore import account, choose, differences
 from audit_archiver.restore import target as targets
 from audit_archiver.restore.account import Account
-from audit_archiver.restore.load import FAIL, STRATEGIES
+from audit_archiver.restore.functions import Functions, read
+from audit_archiver.restore.load import FAIL, MERGE, STRATEGIES
 from audit_archiver.restore.restoring import Restoring, Wanted
 
 NAME = "aa-restore"
@@ -59,11 +60,14 @@ def build_parser() -> cli.Parser:
                              "foreign keys after them")
     parser.add_argument("--conflict-strategy", choices=STRATEGIES, default=FAIL,
                         help="what to do with a row whose key is in the table with another content: leave what is there (skip), give it the "
-                             "archived values (overwrite; upsert does so by ON CONFLICT), or stop (default: %(default)s)")
+                             "archived values (overwrite; upsert does so by ON CONFLICT), make one row of the two (merge), or stop "
+                             "(default: %(default)s)")
     parser.add_argument("--conflicts", metavar="FILE", help="write the keys of such rows and what was done to this new file, a JSON line each")
-    parser.add_argument("--schema-strategy", choices=(differences.STRICT, differences.LENIENT), default=differences.STRICT,
-                        help="what to do where table and archive have different columns: stop (strict), or map them by name, leave out what "
-                             "the table lacks and cast what can be cast without loss (lenient) (default: %(default)s)")
+    parser.add_argument("--schema-strategy", choices=(differences.STRICT, differences.LENIENT, differences.TRANSFORM), default=differences.STRICT,
+                        help="what to do where table and archive have different columns: stop (strict), map them by name, leave out what "
+                             "the table lacks and cast what can be cast without loss (lenient), or the same with expressions of one's own "
+                             "(transform) (default: %(default)s)")
+    parser.add_argument("--functions", metavar="FILE", help="the SQL expressions of transform and merge, as JSON; see FUNCTIONS in the manual page")
     parser.add_argument("--ignore-watermark", action="store_true", help="look also at batches that were restored into this table before")
     parser.add_argument("--disable-triggers", action="store_true",
                         help="keep the table's own triggers from firing on the restored rows; takes a lock that writers wait for")
@@ -94,6 +98,11 @@ def run(command: Command) -> int:
     with _report(args.conflicts) as report:
         for source, into, batches, every in chosen:
             place = targets.parse(into, settings, *source)
+            configured = place.database.table(place.schema, place.table)
+            if configured is not None:
+                log.warning("restore.archivable", f"{place.title} is archived: the next run takes away again what is older than "
+                            f"{configured.retention_days} days", at=configured.at,
+                            hint="restore --into another table, or take this one out of the configuration for as long as the rows shall stay")
             made = Account(restore, source, (place.database.name, place.schema, place.table), _asked(args), wanted.dry_run)
             accounts.append(made)
             try:
@@ -122,7 +131,12 @@ def _wanted(args: Any) -> Wanted:
     if not (args.s3_key or args.restore_all or args.run or start or end):
         raise ConfigError("nothing says what to restore", hint="--restore-all, --run, --s3-key, --start-date or --end-date do; aa-ls shows what "
                           "is archived")
-    return Wanted(start, end, tuple(args.where), args.conflict_strategy, args.schema_strategy, args.create_table, args.disable_triggers,
+    functions = read(args.functions) if args.functions else Functions()
+    for flag, wish, expressions in (("--schema-strategy transform", args.schema_strategy == differences.TRANSFORM, functions.transform),
+                                    ("--conflict-strategy merge", args.conflict_strategy == MERGE, functions.merge)):
+        if wish != bool(expressions):
+            raise ConfigError(f"{flag} and its expressions in --functions go together", hint="see man aa-restore, FUNCTIONS")
+    return Wanted(start, end, tuple(args.where), args.conflict_strategy, args.schema_strategy, functions, args.create_table, args.disable_triggers,
                   args.ignore_watermark, in_flight=args.in_flight, rows=args.batch_size, dry_run=args.dry_run)
 
 

@@ -2,11 +2,13 @@
 
 Columns are mapped by name; their order is no difference. `strict` refuses any difference. `lenient` leaves out what the
 table has no column for, leaves to its default what the archive has no column for, and casts a changed type, where each
-value must come back equal when it is cast back: nothing is rounded, cut off or overflows unseen.
+value must come back equal when it is cast back: nothing is rounded, cut off or overflows unseen. `transform` does the same,
+but for columns whose value the user's own expression makes.
 """
 
 from __future__ import annotations
 
+import collections.abc
 from dataclasses import dataclass
 from typing import Any, Iterator, NamedTuple, Optional, Sequence
 
@@ -17,8 +19,11 @@ from audit_archiver.postgres.columns import Column
 from audit_archiver.postgres.quoting import ident
 from audit_archiver.restore.target import Target
 
-STRICT, LENIENT = "strict", "lenient"
+STRICT, LENIENT, TRANSFORM = "strict", "lenient", "transform"
 DROPPED, ADDED, RETYPED, NOT_NULL = "dropped", "added", "retyped", "not_null"
+
+
+ByColumn = collections.abc.Mapping[str, str]
 
 
 class Difference(NamedTuple):
@@ -54,14 +59,17 @@ class Mapping:
 
 
 def compare(connection: connect.Connection, archived: Sequence[tuple[str, str]], nullable: Optional[dict[str, bool]],
-            target: Target) -> Mapping:
-    """How rows of these (name, type) columns fit into the table; what blocks stands in the differences."""
+            target: Target, transform: ByColumn) -> Mapping:
+    """How rows of these (name, type) columns fit into the table; what blocks stands in the differences.
+
+    Raises ConfigError for an expression of `transform` that the server does not take.
+    """
     read = table_columns.typed(connection, archived)
     by_name = {column.name: column for column in read}
-    found = list(_differences(by_name, nullable or {}, target))
-    written: list[tuple[Column, Cast]] = []
+    found = [each._replace(blocks=None) if each.column in transform else each for each in _differences(by_name, nullable or {}, target)]
+    written = [_transformed(connection, read, target, name, expression) for name, expression in transform.items()]
     for column in target.columns:
-        source = by_name.get(column.name)
+        source = None if column.name in transform else by_name.get(column.name)
         if source is None or not column.restored:
             continue
         if source.codec is None:
@@ -103,6 +111,27 @@ def _differences(archived: dict[str, Column], nullable: dict[str, bool], target:
             needed = not column.nullable and column.name not in target.defaults
             yield Difference(column.name, ADDED, None, column.type, "the archive has no such column; it gets its default, or NULL",
                              "the table demands a value, and the archive has none" if needed else None)
+
+
+def _transformed(connection: connect.Connection, archived: Sequence[Column], target: Target, name: str, expression: str) -> tuple[Column, Cast]:
+    """A column with the user's expression for it, which the server must take."""
+    column = target.column(name)
+    if column is None or not column.restored:
+        raise ConfigError(f"the functions make a column '{name}', which {target.place.title} does not have, or computes itself")
+    value = f"({expression})::{column.type}"
+    nulls = ", ".join(f"NULL::{each.codec.sql} AS {ident(each.name)}" for each in archived if each.codec is not None)
+    check(connection, f"SELECT {value} FROM (SELECT {nulls}) a WHERE false", name)
+    return column, Cast(value, None)
+
+
+def check(connection: connect.Connection, sql: str, name: str) -> None:
+    """Raise ConfigError, naming the column, if the server does not take a user's expression. Nothing is evaluated."""
+    try:
+        connect.rows(connection, sql)
+    except ArchiverError as error:
+        if (error.sqlstate or "")[:2] != "42":
+            raise
+        raise ConfigError(f"the expression for column '{name}' is not taken: {error.msg}", sqlstate=error.sqlstate) from None
 
 
 def _cast(connection: connect.Connection, source: Column, column: Column) -> Optional[Cast]:

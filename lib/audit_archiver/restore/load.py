@@ -22,9 +22,9 @@ from audit_archiver.restore import statements, verified
 from audit_archiver.restore.statements import Statements
 from audit_archiver.restore.target import Target
 
-SKIP, OVERWRITE, FAIL, UPSERT = "skip", "overwrite", "fail", "upsert"
-STRATEGIES = (SKIP, OVERWRITE, FAIL, UPSERT)
-RESOLUTIONS = {SKIP: "skipped", OVERWRITE: "overwritten", FAIL: "failed", UPSERT: "updated"}
+SKIP, OVERWRITE, FAIL, UPSERT, MERGE = "skip", "overwrite", "fail", "upsert", "merge"
+STRATEGIES = (SKIP, OVERWRITE, FAIL, UPSERT, MERGE)
+RESOLUTIONS = {SKIP: "skipped", OVERWRITE: "overwritten", FAIL: "failed", UPSERT: "updated", MERGE: "merged"}
 UNIQUE_VIOLATION, NOT_NULL_VIOLATION = "23505", "23502"
 TRIES = 4
 COPY_BYTES = 1 << 17
@@ -56,7 +56,7 @@ class Conflict(Failed):
 
     def __init__(self, outcome: Outcome, title: str) -> None:
         super().__init__(f"{outcome.conflicts} rows of {outcome.batches[0].name} are in {title} with another content",
-                         hint="nothing of this batch was restored; --conflict-strategy skip, overwrite or upsert settles such rows, "
+                         hint="nothing of this batch was restored; --conflict-strategy skip, overwrite, upsert or merge settles such rows, "
                               "--conflicts FILE names them")
         self.outcome = outcome
 
@@ -184,7 +184,7 @@ class Loader:
         if put != outcome.meant:
             raise Mismatch(f"{outcome.meant} rows of {batches[0].name} were meant, and the table took {put}",
                            hint="a trigger or a rule of the table drops rows; --disable-triggers keeps triggers from firing")
-        looked, wrong = connect.row(connection, made.sample(outcome.meant, careful, self._strategy == SKIP))
+        looked, wrong = connect.row(connection, made.sample(outcome.meant, careful, self._strategy in (SKIP, MERGE)))
         if wrong:
             raise Mismatch(f"{wrong} of {looked} sampled rows of {batches[0].name} are not in the table as they were archived",
                            hint="nothing of this batch was restored; a trigger of the table changes rows, or a column is always generated")
@@ -206,11 +206,15 @@ class Loader:
             inserted = _rows(connect.execute(connection, made.upsert())) - conflicts
         else:
             inserted = _rows(connect.execute(connection, made.insert_missing()))
-        if self._strategy == OVERWRITE and conflicts and made.changeable:
-            changed = _rows(connect.execute(connection, made.overwrite()))
+        if conflicts and (self._strategy == MERGE or self._strategy == OVERWRITE and made.changeable):
+            changed = _rows(connect.execute(connection, made.merge() if self._strategy == MERGE else made.overwrite()))
             if changed != conflicts:
-                raise Mismatch(f"{conflicts} rows of {batches[0].name} were to be overwritten, and {changed} were",
+                raise Mismatch(f"{conflicts} rows of {batches[0].name} were to be {RESOLUTIONS[self._strategy]}, and {changed} were",
                                hint="the key is not unique in the table, or a trigger keeps rows as they are; nothing was changed")
+            if self._strategy == MERGE and (again := connect.scalar(connection, made.unmerged())):
+                raise Mismatch(f"{again} rows of {batches[0].name} would change again if they were merged again",
+                               hint="a restore may have to be run again: let merging twice come to the same as once, as greatest() and "
+                                    "coalesce() do; nothing was changed")
         return Outcome(batches, staged, meant, inserted, same, conflicts, 0, lines.getvalue())
 
     def _open(self) -> connect.Connection:

@@ -16,6 +16,7 @@ from audit_archiver.postgres import connect
 from audit_archiver.restore import account, create, crew, differences, rehearse, sequences
 from audit_archiver.restore import target as targets
 from audit_archiver.restore.account import Account
+from audit_archiver.restore.functions import Functions
 from audit_archiver.restore.load import FAIL, RESOLUTIONS, UPSERT, Conflict, Loader, Outcome
 from audit_archiver.restore.statements import Statements, Window
 from audit_archiver.restore.target import Place, Target
@@ -38,6 +39,7 @@ class Wanted:
     where: tuple[tuple[str, str], ...] = ()
     conflicts: str = FAIL
     schema: str = differences.STRICT
+    functions: Functions = Functions()
     create_table: bool = False
     silent: bool = False
     ignore_watermark: bool = False
@@ -169,7 +171,7 @@ class Restoring:
                 raise ConfigError(f"there is no table {self._place.title} to count with", hint="leave the filters out of the dry run, or make "
                                   "the table first")
             return None
-        mapping = differences.compare(self._control, columns, self._nullable(stem), target)
+        mapping = differences.compare(self._control, columns, self._nullable(stem), target, wanted.functions.transform)
         for each in mapping.differences:
             log.warning("restore.difference", f"column '{each.column}' of {self._place.title}: {each.words}", kind=each.kind)
             if each.as_json() not in self.account.differences:
@@ -190,7 +192,14 @@ class Restoring:
             if name not in by_name:
                 raise ConfigError(f"--where: the archived rows have no column '{name}'", hint=f"their columns are {', '.join(by_name)}")
             conditions.append(targets.check_value(self._control, by_name[name], value))
-        return Statements(target, mapping, batch["key"], Window(batch["timestamp"], wanted.start, wanted.end, tuple(conditions)))
+        made = Statements(target, mapping, batch["key"], Window(batch["timestamp"], wanted.start, wanted.end, tuple(conditions)), wanted.functions)
+        mergeable = dict(made.mergeable())
+        for name in wanted.functions.merge:
+            if name not in mergeable:
+                raise ConfigError(f"the functions merge a column '{name}', which {self._place.title} or the archive does not have, or which "
+                                  "cannot be set")
+            differences.check(self._control, mergeable[name], name)
+        return made
 
     def _nullable(self, stem: str) -> Optional[dict[str, bool]]:
         """Which columns could be NULL when the batch was archived; None if nobody knows any more."""

@@ -16,6 +16,7 @@ from audit_archiver.postgres import columns as table_columns
 from audit_archiver.postgres.columns import Column
 from audit_archiver.postgres.quoting import ident, literal
 from audit_archiver.restore.differences import Mapping
+from audit_archiver.restore.functions import Functions
 from audit_archiver.restore.target import Target
 
 STAGE = "pg_temp.aa_restore"
@@ -59,7 +60,7 @@ def conflict_fields(batch: Batch, title: str, resolution: str) -> str:
 class Statements:
     """Every statement for the batches of one shape."""
 
-    def __init__(self, target: Target, mapping: Mapping, key: Sequence[str], window: Window) -> None:
+    def __init__(self, target: Target, mapping: Mapping, key: Sequence[str], window: Window, functions: Functions) -> None:
         self.table, self.title = target.place.qualified, target.place.title
         self._mapping, self._condition = mapping, window.condition
         self._key = [ident(name) for name in key]
@@ -67,7 +68,9 @@ class Statements:
         self._columns = [column for column, _ in mapping.written]
         needed = {column.name for column in self._columns} | {window.timestamp}
         self._read: list[Column] = [column for column in mapping.archived
-                                    if column.codec is not None and (column.name in needed or ident(column.name) in self._condition)]
+                                    if column.codec is not None and (column.name in needed or ident(column.name) in self._condition
+                                                                     or functions.transform)]
+        self._merge = [(column, f"({functions.merge[column.name]})::{column.type}") for column in self._columns if column.name in functions.merge]
         self._same = next(name for name in ("same", "same_", "same__") if ident(name) not in self._names)
         self.filtered = bool(self._condition)
         self._indexed = any(unique <= frozenset(key) for unique in target.unique)
@@ -109,6 +112,24 @@ class Statements:
         """Gives the rows that are there the archived values."""
         return (f"UPDATE {self.table} AS t SET {self._set('c')} FROM {CLASH} c "
                 f"WHERE {self._keyed('t', 'c')} AND NOT c.{ident(self._same)}")
+
+    def merge(self) -> str:
+        """Gives the rows that are there what the user's expressions make of them and of the archived ones."""
+        made = ", ".join(f"{ident(column.name)} = {expression}" for column, expression in self._merge)
+        return f"UPDATE {self.table} AS t SET {made} FROM {CLASH} v WHERE {self._keyed('t', 'v')} AND NOT v.{ident(self._same)}"
+
+    def unmerged(self) -> str:
+        """Counts the rows that a second merge would change again: then a restore could not be run again."""
+        images = [", ".join(made) for made in zip(*(
+            (column.image("t"), column.image("m")) for column, _ in self._merge))]
+        again = ", ".join(f"{expression} AS {ident(column.name)}" for column, expression in self._merge)
+        return (f"SELECT count(*) FROM {CLASH} v JOIN {self.table} t ON {self._keyed('t', 'v')} CROSS JOIN LATERAL (SELECT {again}) m "
+                f"WHERE NOT v.{ident(self._same)} AND NOT record_image_eq(ROW({images[0]}), ROW({images[1]}))")
+
+    def mergeable(self) -> list[tuple[str, str]]:
+        """(column, a query that tries its merge on no row) of each expression; a column that cannot be set is left out."""
+        return [(column.name, f"SELECT {expression} FROM {self.table} t, {self.table} v WHERE false") for column, expression in self._merge
+                if ident(column.name) in self._settable()]
 
     def upsert(self) -> str:
         """Puts every row into the table that is not there as it is, over what has its key."""
