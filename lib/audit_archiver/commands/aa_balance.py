@@ -49,8 +49,7 @@ def run(command: Command) -> int:
     """Weigh one table."""
     args = command.args
     settings = config.load(args.config, command.env)
-    log.set_level(settings.observability.log_level)
-    log.set_style(settings.observability.log_format)
+    log.follow(settings.observability)
     [(database, tables)] = selected(settings, Selection(databases=(args.database,), tables=(args.table,)))
     if len(tables) > 1:
         raise ConfigError(f"'{args.table}' means several tables", hint="name it with its schema")

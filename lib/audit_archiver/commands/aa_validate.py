@@ -56,8 +56,7 @@ def run(command: Command) -> int:
     """Validate what is selected, and report."""
     args = command.args
     settings = config.load(args.config, command.env)
-    log.set_level(settings.observability.log_level)
-    log.set_style(settings.observability.log_format)
+    log.follow(settings.observability)
     start, end = dates.start(args.start_date), dates.end(args.end_date)
     dates.check_order(start, end)
     if args.s3_key and (args.database or args.table or start or end or args.run or args.subset != subset.WHOLE):

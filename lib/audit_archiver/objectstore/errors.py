@@ -16,6 +16,12 @@ class NotFound(Failed):
     """There is no such object."""
 
 
+class NotThawed(Failed):
+    """The object lies in a storage class out of which it cannot be read before it was thawed."""
+
+    code = NetworkError.code
+
+
 class Refused(Failed):
     """The store refused a create-only write: the name is taken (412)."""
 
@@ -91,6 +97,9 @@ def _answer(response: dict[str, Any], what: str, at: Optional[str]) -> ArchiverE
         return Refused(f"cannot {what}: the name is taken", detail=said)
     if code in ("NoSuchKey", "NoSuchUpload", "404", "NoSuchVersion") or status == 404:
         return NotFound(f"cannot {what}: there is no such {'upload' if code == 'NoSuchUpload' else 'object'}", detail=said)
+    if code == "InvalidObjectState":
+        return NotThawed(f"cannot {what}: the object has to be thawed first", detail=said,
+                         hint="restore it from its storage class (aws s3api restore-object), which takes hours, and try again")
     if code in _FULL or status == 507:
         return ResourceError(f"cannot {what}: the store is full, or the object too large for it", detail=said)
     if code in _TRANSIENT or status >= 500 and status != 501 or status == 429:

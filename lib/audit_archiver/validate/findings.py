@@ -81,6 +81,7 @@ CHECKS = {check.id: check for check in (
           "a batch that was given up leaves a gap, and so does one of which everything is gone: compare with the run's report, or aa-balance"),
     Check("run.empty", WARN, LIGHT, "every run that has ended has batches, archived or abandoned",
           "a run may end before its first object; if its report says otherwise, all of its batches are gone: bring them back"),
+    Check("archive.empty", WARN, LIGHT, "something is archived of each database", "if it should be, look at s3.bucket and s3.prefix"),
     Check("table.unknown", FAIL, LIGHT, "each prefix in the archive says which table it is", "bring its _owner.json back"),
     Check("run.unknown", WARN, LIGHT, "every archived batch's run has a record of its beginning", "bring the run's records back"),
     Check("schema.changed", WARN, LIGHT, "the batches of a table have the same columns and types",

@@ -23,7 +23,7 @@ LOST, DOUBLED, TWICE, CHANGED = "lost", "doubled", "archived twice", "changed"
 
 
 class _OnDisk:
-    """An empty database of our own; what SQLite cannot do is a ResourceError: what goes wrong here is the disk."""
+    """An empty database of our own; a disk that is full, or cannot be written, is a ResourceError."""
 
     def __init__(self, table: str) -> None:
         with _errors():
@@ -47,19 +47,19 @@ class KeyLedger(_OnDisk):
     """The keys of a table's batches as they are read; `twice` finds what is in two of them."""
 
     def __init__(self) -> None:
-        super().__init__("CREATE TABLE keys (key BLOB NOT NULL, batch INTEGER NOT NULL)")
+        super().__init__("CREATE TABLE keys (key BLOB NOT NULL, batch INTEGER NOT NULL, meant INTEGER NOT NULL)")
         self._names: list[str] = []
 
-    def add(self, batch: str, key_texts: Sequence[bytes]) -> None:
-        """The keys of one more batch."""
-        self._insert("INSERT INTO keys VALUES (?, ?)", zip(key_texts, itertools.repeat(len(self._names))))
+    def add(self, batch: str, key_texts: Sequence[bytes], *, meant: bool = True) -> None:
+        """The keys of one more batch; of one that is not `meant` only what it shares with one that is."""
+        self._insert(f"INSERT INTO keys VALUES (?, ?, {int(meant)})", zip(key_texts, itertools.repeat(len(self._names))))
         self._names.append(batch)
 
     def twice(self) -> Iterator[tuple[str, str, int, list[bytes]]]:
         """(batch, other batch, how many keys both hold, some of these) of every pair that shares a key."""
         with _errors():
             self._db.execute("CREATE TABLE twice AS SELECT key, min(batch) AS one, max(batch) AS other FROM keys "
-                             "GROUP BY key HAVING count(*) > 1")
+                             "GROUP BY key HAVING count(*) > 1 AND max(meant)")
             pairs = self._db.execute("SELECT one, other, count(*) FROM twice GROUP BY one, other ORDER BY one, other").fetchall()
             for one, other, count in pairs:
                 some = self._db.execute("SELECT key FROM twice WHERE one = ? AND other = ? LIMIT 10", (one, other))
@@ -142,4 +142,6 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
+        if not any(word in str(error) for word in ("full", "disk", "open")):
+            raise
         raise ResourceError(f"cannot keep keys in a temporary file: {error}", hint="set TMPDIR to a directory with more room") from None

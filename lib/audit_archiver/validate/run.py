@@ -74,8 +74,12 @@ class _Database:
             if only is not None:
                 self._look(Where(self._name, only.schema, only.table), ended, only)
                 return
-            for schema_name, table in choose.tables(self._store, self._name, self._asked.selection.tables):
+            tables = choose.tables(self._store, self._name, self._asked.selection.tables)
+            for schema_name, table in tables:
                 self._look(Where(self._name, schema_name, table), ended, None)
+            if not tables:
+                self._report.add(Finding("archive.empty", Where(self._name), "nothing is archived of it",
+                                         object=self._store.url(names.database_dir(self._store.prefix, self._name))))
             if self._asked.whole and not self._asked.selection.tables:
                 self._look_at_runs(begun & ended)
         finally:

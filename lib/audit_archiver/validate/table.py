@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import bisect
 import concurrent.futures
 import random
+import time
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import Collection, Iterable, Iterator, Mapping, Optional
 
 from audit_archiver import log
-from audit_archiver.catalogue import archived, leftovers, runs
+from audit_archiver.catalogue import archived, content, index, leftovers, runs
 from audit_archiver.catalogue.archived import ARCHIVED, MISSING, OPEN, Batch
 from audit_archiver.exits import ArchiverError, InputError, Mismatch, NetworkError
 from audit_archiver.formats import names
 from audit_archiver.objectstore.client import Store
+from audit_archiver.objectstore.errors import NotFound
 from audit_archiver.objectstore.listing import Entry
 from audit_archiver.restore.choose import Selection
 from audit_archiver.validate import findings, objects, one_batch
@@ -26,6 +29,7 @@ from audit_archiver.validate.subset import WHOLE, Subset
 
 SAMPLE_SHARE, SAMPLE_LEAST = 0.05, 10
 READERS = 2
+TELL_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -71,29 +75,36 @@ class Validation:
     def _run(self, only: Optional[Batch]) -> None:
         report, where = self._report, self._where
         report.looked["tables"] += 1
-        index: Optional[Segments] = None
+        segments: Optional[Segments] = None
         if only is not None:
             batches = {only.stem: only}
         else:
-            index = Segments(self._store, where)
-            report.looked["objects"] += index.objects
-            report.add(*index.findings)
+            segments = Segments(self._store, where)
+            report.looked["objects"] += segments.objects
+            report.add(*segments.findings)
             assert where.schema is not None and where.table is not None
             listed = archived.of_table(self._store, where.database, where.schema, where.table, lenient=True)
             batches = {batch.stem: batch for batch in listed if self._asked.selection.means(batch)}
         self.runs = {batch.run for batch in batches.values() if batch.run is not None}
         chosen = {batch.stem for batch in batches.values() if batch.state == ARCHIVED and self._asked.subset.means(batch.id)}
         read = self._to_read(chosen)
-        self._say_cost(batches, chosen, read)
+        beside = self._beside(batches, read)
+        self._say_cost(batches, chosen, read, beside)
         self._twice(batches.values())
-        if index is not None and self._asked.whole:
-            self._gaps(batches.values(), index)
-        for looked in self._each(batches, chosen, read, only):
-            self._take(looked, index)
+        if segments is not None and self._asked.whole:
+            self._gaps(batches.values(), segments)
+        told = time.monotonic()
+        for count, looked in enumerate(self._each(batches, chosen, read, only), 1):
+            self._take(looked, segments)
+            if time.monotonic() - told > TELL_EVERY_S:
+                told = time.monotonic()
+                log.info("validate.progress", f"{where}: {count} of {len(chosen)} batches", batches=count, of=len(chosen))
         for batch in batches.values():  # what the listing has shown is not among them any more
             if batch.state == MISSING:
                 report.add(Finding("batch.gone", self._of(batch.stem), "the index names it, and nothing of it is there",
                                    object=self._store.url(batch.key), expected=f"{batch.rows} rows", found="nothing"))
+        for batch in beside:
+            self._take_keys(batch)
         self._together()
 
     def _to_read(self, chosen: set[str]) -> set[str]:
@@ -105,12 +116,22 @@ class Validation:
         size = min(len(chosen), max(SAMPLE_LEAST, round(len(chosen) * SAMPLE_SHARE)))
         return set(random.sample(sorted(chosen), size))
 
-    def _say_cost(self, batches: Mapping[str, Batch], chosen: set[str], read: set[str]) -> None:
+    def _beside(self, batches: Mapping[str, Batch], read: set[str]) -> list[Batch]:
+        """Batches of other subsets whose times overlap those of the batches that are read: they may hold the same keys."""
+        if self._asked.depth != FULL or self._asked.subset == WHOLE:
+            return []
+        spans = list(_spans(batches[stem] for stem in read))
+        starts = [start for start, _ in spans]
+        return [batch for stem, batch in batches.items() if stem not in read and batch.state == ARCHIVED
+                for start, end in _spans([batch]) if (place := bisect.bisect_right(starts, end)) and spans[place - 1][1] >= start]
+
+    def _say_cost(self, batches: Mapping[str, Batch], chosen: set[str], read: set[str], beside: list[Batch]) -> None:
         size = sum(batches[stem].gz_bytes or 0 for stem in read)
         part = f"subset {self._asked.subset}: " if self._asked.subset != WHOLE else ""
         log.info("validate.cost", f"{self._where}: {part}{len(chosen)} of {len(batches)} batches; {2 * len(chosen)} records and metadata to read, "
-                 f"{len(read)} key lists, and {len(read)} data objects of {size / 1e6:,.1f} MB", batches=len(chosen), of=len(batches),
-                 objects=2 * len(chosen) + 2 * len(read), data_bytes=size)
+                 f"{len(read)} key lists, and {len(read)} data objects of {size / 1e6:,.1f} MB" + (
+                     f"; records and key lists of {len(beside)} batches whose times overlap" if beside else ""),
+                 batches=len(chosen), of=len(batches), objects=2 * len(chosen) + 2 * len(read) + 2 * len(beside), data_bytes=size)
         if self._asked.depth == LIGHT:
             self._report.leave("the content of data objects and key lists: sizes and ETags were compared, --depth full reads them",
                                "whether a key is in two batches (--depth sample or full)")
@@ -118,29 +139,28 @@ class Validation:
             self._report.leave(f"{self._where}: the content of data object and key list of {len(chosen) - len(read)} of {len(chosen)} batches; "
                                f"{len(read)} were read by chance, --depth full reads them all")
         if self._asked.subset != WHOLE:
-            self._report.leave(f"{self._where}: {len(batches) - len(chosen)} batches of other subsets, but for the listing; "
-                               "keys that are in a batch of this subset and in one of another")
+            self._report.leave(f"{self._where}: {len(batches) - len(chosen)} batches of other subsets, but for the listing"
+                               + (" and for the key lists of those whose times overlap" if beside else ""))
 
     def _each(self, batches: dict[str, Batch], chosen: set[str], read: set[str], only: Optional[Batch]) -> Iterator[Looked]:
         """Look at the chosen batches, some at a time; what is listed is taken out of `batches`."""
-        with concurrent.futures.ThreadPoolExecutor(READERS, "validate") as pool:
-            waiting: deque[tuple[Batch, concurrent.futures.Future[Looked]]] = deque()
-            try:
-                for found in self._listed(only):
-                    self._restored = self._restored or found.restored
-                    for stem, there in found.batches.items():
-                        batch = batches.pop(stem, None)
-                        if batch is not None and stem in chosen:
-                            waiting.append((batch, pool.submit(one_batch.look, self._store, batch, there, read=stem in read)))
-                        elif batch is not None:
-                            self._unrecorded(batch, there)
-                        while len(waiting) > READERS:
-                            yield self._result(*waiting.popleft())
-                while waiting:
-                    yield self._result(*waiting.popleft())
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+        pool = concurrent.futures.ThreadPoolExecutor(READERS, "validate")
+        waiting: deque[tuple[Batch, concurrent.futures.Future[Looked]]] = deque()
+        try:
+            for found in self._listed(only):
+                self._restored = self._restored or found.restored
+                for stem, there in found.batches.items():
+                    batch = batches.pop(stem, None)
+                    if batch is not None and stem in chosen:
+                        waiting.append((batch, pool.submit(one_batch.look, self._store, batch, there, read=stem in read)))
+                    elif batch is not None:
+                        self._unrecorded(batch, there)
+                    while len(waiting) > READERS:
+                        yield self._result(*waiting.popleft())
+            while waiting:
+                yield self._result(*waiting.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # who stops does not wait for the timeout of a read
 
     def _result(self, batch: Batch, future: concurrent.futures.Future[Looked]) -> Looked:
         """What a look came to; not being allowed to look at one batch does not hide the next."""
@@ -193,7 +213,7 @@ class Validation:
         """True if any run has begun and had not ended before we looked."""
         return not all(map(self._is_settled, runs.records(self._store, self._where.database)[0]))
 
-    def _take(self, looked: Looked, index: Optional[Segments]) -> None:
+    def _take(self, looked: Looked, segments: Optional[Segments]) -> None:
         """What one batch says, and what it adds to what is said of all."""
         report, line = self._report, looked.line
         report.add(*looked.findings)
@@ -201,7 +221,7 @@ class Validation:
         if line is None:
             return
         self._schemas[(line["committed"]["at"], line["batch"]["number"])] = str(looked.where.batch), one_batch.columns_of(line)
-        if index is not None and looked.batch.stem not in index.stems and self._is_settled(line["batch"]["run"]):
+        if segments is not None and looked.batch.stem not in segments.stems and self._is_settled(line["batch"]["run"]):
             report.add(Finding("index.unlisted", looked.where, f"no segment of run {line['batch']['run']} names it",
                                object=self._store.url(looked.batch.stem + names.COMMIT)))
             if self._asked.repair:
@@ -210,6 +230,19 @@ class Validation:
             self._ledger.add(str(looked.where.batch), looked.keys)
         if self._tables is not None:
             self._look_up(looked)
+
+    def _take_keys(self, batch: Batch) -> None:
+        """The keys of a batch beside those that are meant. What is wrong with itself is said when its turn comes."""
+        assert self._ledger is not None
+        self._report.looked["objects"] += 2
+        try:
+            line = index.read_commit(self._store, batch.stem)
+            key_texts = content.key_list(self._store, line)[1]
+        except (InputError, Mismatch, NotFound) as error:
+            self._report.leave(f"{self._of(batch.stem)}: whether it holds keys of this subset: {error.msg}")
+            return
+        gone = set(line.get("deleted", {}).get("left_out", ()))
+        self._ledger.add(str(self._of(batch.stem).batch), [text for place, text in enumerate(key_texts) if place not in gone], meant=False)
 
     def _look_up(self, looked: Looked) -> None:
         """Whether the keys that were read are in the table: all of them, or at depth sample a random few (REQ-VER-011)."""
@@ -254,7 +287,7 @@ class Validation:
                 self._report.add(Finding("batch.twice", self._of(batch.stem), f"it is the same batch as '{first[batch.id].rpartition('/')[2]}'",
                                          object=self._store.url(batch.key), found=batch.id))
 
-    def _gaps(self, batches: Iterable[Batch], index: Segments) -> None:
+    def _gaps(self, batches: Iterable[Batch], segments: Segments) -> None:
         """Numbers that no batch of a run bears (T52): its place in the index may be gone with it."""
         numbers: dict[str, set[int]] = defaultdict(set)
         unlisted: set[str] = set()
@@ -262,7 +295,7 @@ class Validation:
         for batch in batches:
             if batch.run is not None and batch.number is not None:
                 numbers[batch.run].add(batch.number)
-                if batch.stem not in index.stems:
+                if batch.stem not in segments.stems:
                     unlisted.add(batch.run)
             elif batch.state != ARCHIVED:
                 given_up.add(int(batch.stem.rpartition("_")[2]))
@@ -276,6 +309,20 @@ class Validation:
 
     def _of(self, stem: str) -> Where:
         return Where(self._where.database, self._where.schema, self._where.table, stem.rpartition("/")[2])
+
+
+def _spans(batches: Iterable[Batch]) -> Iterator[tuple[tuple[int, str], tuple[int, str]]]:
+    """The times from the first to the last row of batches, ordered; those that overlap are one."""
+    start = end = None
+    for first, last in sorted((index.time_order(str(batch.first[0])), index.time_order(str(batch.last[0])))
+                              for batch in batches if batch.first and batch.last):
+        if start is None or end is None or first > end:
+            if start is not None and end is not None:
+                yield start, end
+            start, end = first, last
+        end = max(end, last)
+    if start is not None and end is not None:
+        yield start, end
 
 
 def _ranges(numbers: list[int]) -> str:
