@@ -24,7 +24,7 @@ TESTS_all := tests
 
 help:
 	@echo 'make setup        a virtual environment in $(VENV) with everything (PYTHON=python3.12 chooses the Python)'
-	@echo 'make demo         archive a real table to a real S3 server on this machine, and prove it (3 minutes)'
+	@echo 'make demo         archive a real table to a real S3 server on this machine, restore it, and prove it (3 minutes)'
 	@echo 'make demo-clean   stop and remove what the demo left running'
 	@echo 'make test         all tests; T=unit|stages|pipes|crash for a part, ARGS="-x -k name" for pytest,'
 	@echo '                  AA_PG=embedded or AA_PG=11..18 for another PostgreSQL than the one on this machine'

@@ -1,9 +1,9 @@
-"""The whole thing on this machine: a real PostgreSQL, a real S3 server, aa-archive, and the proof. `make demo` calls it.
+"""The whole thing on this machine: a real PostgreSQL, a real S3 server, rows archived and restored, and the proof. `make demo` calls it.
 
 It starts both servers for itself (the database answers on a socket only, S3 on 127.0.0.1), makes a table of
-300,000 rows, runs aa-archive as a person would, then reads every object back out of S3, loads it into a second
-table and has PostgreSQL compare digests: rows left + rows restored must be the rows that were there before.
-Exit code 1 if they are not. Both servers stay up to look around; `make demo-clean` (--clean) ends and removes them.
+300,000 rows, and runs aa-archive, aa-validate and aa-restore as a person would, the last into a second table. Then
+PostgreSQL compares digests: rows left + rows restored must be the rows that were there before; exit code 1 if they
+are not. Both servers stay up to look around; `make demo-clean` (--clean) ends and removes them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Any, Optional, Sequence
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from audit_archiver import config  # noqa: E402
 from tests.ground import binaries, processes, s3, tables  # noqa: E402
 from tests.ground.archive import Archive  # noqa: E402
 from tests.ground.postgres import Cluster  # noqa: E402
@@ -91,7 +90,7 @@ class Steps:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the demo, or clean up after it."""
-    parser = argparse.ArgumentParser(prog="demo", description="archive a real table on this machine and prove it")
+    parser = argparse.ArgumentParser(prog="demo", description="archive and restore a real table on this machine, and prove it")
     parser.add_argument("--clean", action="store_true", help="stop the demo's servers and remove what it made")
     parser.add_argument("--setup-seconds", type=float, default=0.0, metavar="S", help="how long 'make setup' took")
     args = parser.parse_args(argv)
@@ -135,28 +134,24 @@ def demo(setup_seconds: float) -> int:
     first, last = one_row(admin, f"SELECT min(created_at)::date, max(created_at)::date FROM {TABLE}")
     steps.done(f"table {TABLE}", f"{before.rows:,} rows, {first} .. {last}")
 
-    command = [str(Path(sys.prefix, "bin", "aa-archive").relative_to(ROOT)), "--config", "demo/config.yaml", "--force"]
-    print(f"[{steps.number + 1}/{STEPS}] $ {' '.join(command)}", flush=True)
-    code = run_shown(command)
-    if code != 0:
-        print(f"aa-archive ended with exit code {code}", file=sys.stderr)
+    if not shown(steps, "aa-archive", "--force"):
         return 1
     left = tables.digest(admin, TABLE)
     archived = before.rows - left.rows
     steps.done("archived", f"{archived:,} rows have left the table, {left.rows:,} are in it")
 
+    if not shown(steps, "aa-validate", "--depth", "full", "--output", "text"):
+        return 1
     archive = Archive(store.client(), BUCKET)
-    checked = archive.check("audit_logs", DATABASE)
-    steps.done("read back from S3", f"{checked.batches} batches, {checked.rows:,} rows, {checked.gz_bytes / 1e6:.1f} MB, "
-               "all SHA-256 equal")
+    batches = archive.commits("audit_logs", DATABASE)
+    steps.done("validated", f"{len(batches)} batches read back from S3 and found whole")
 
-    # aa-validate and aa-restore are not there yet: the demo loads the rows itself, by the codec's reverse expressions
-    database = config.load(str(CONFIG), {}).database(DATABASE)
-    assert database is not None
-    restored = archive.restore(database, TABLE, RESTORED, table="audit_logs")
+    if not shown(steps, "aa-restore", "--table", "audit_logs", "--restore-all", "--into", RESTORED, "--create-table", "--output", "text"):
+        return 1
+    restored, = one_row(admin, f"SELECT count(*) FROM {RESTORED}")
+    steps.done("restored", f"{restored:,} rows into {RESTORED}")
     after = tables.digest(admin, TABLE, RESTORED)
-    steps.done(f"loaded into {RESTORED.partition('.')[2]}", f"{restored:,} rows")
-    equal = after == before and checked.rows == restored == archived
+    equal = after == before and restored == archived
     print(f"  {restored:,} rows. digest of (rows left + rows restored) {'=' if equal else 'is not the'} digest before: "
           f"{before.sha256[:4]}…{before.sha256[-4:]}  {'EQUAL' if equal else 'DIFFERENT: ' + after.sha256}")
     if archived < OLD_AT_LEAST:
@@ -193,6 +188,16 @@ def prepare_table(cluster: Cluster) -> None:
     own = cluster.connect(DATABASE, ROLE)
     tables.create(own, TABLE, rows=ROWS, first=str(today - datetime.timedelta(days=DAYS)), last=str(today))
     own.close()
+
+
+def shown(steps: Steps, *words: str) -> bool:
+    """Run a command of ours under the number of the next step; whether it ended well."""
+    command = [str(Path(sys.prefix, "bin", words[0]).relative_to(ROOT)), "--config", "demo/config.yaml", *words[1:]]
+    print(f"[{steps.number + 1}/{STEPS}] $ {' '.join(command)}", flush=True)
+    code = run_shown(command)
+    if code != 0:
+        print(f"{words[0]} ended with exit code {code}", file=sys.stderr)
+    return code == 0
 
 
 def run_shown(command: Sequence[str]) -> int:
@@ -246,14 +251,19 @@ def clean() -> int:
 
 def look_around(cluster: Cluster, store: s3.S3Server, archive: Archive) -> None:
     """What a person may try now."""
-    stem = archive.commits("audit_logs", DATABASE)[0]["serialized"]["stem"]
+    oldest = archive.commits("audit_logs", DATABASE)[0]
+    stem, day = oldest["serialized"]["stem"], oldest["batch"]["first"][0][:10]
+    ours = Path(sys.prefix, "bin").relative_to(ROOT)
     psql = shutil.which("psql") or os.path.relpath(binaries.psql(), ROOT)
     print(f"""\
 Look around:  less demo/config.yaml
+              {ours}/aa-ls -c demo/config.yaml
+              {ours}/aa-restore -c demo/config.yaml --table audit_logs --start-date {day} --end-date {day} --dry-run
+              {ours}/aa-balance -c demo/config.yaml --database {DATABASE} --table audit_logs
               curl -s {store.endpoint}/{BUCKET}/{stem}.jsonl.gz | zcat | head -3
               curl -s {store.endpoint}/{BUCKET}/{stem}_commit.json
               {psql} -h {cluster.host} -U {ROLE} {DATABASE}
-Your own:     cp demo/config.yaml my.yaml; edit s3, host, user, tables; .venv/bin/aa-plan -c my.yaml   (reads only)
+Your own:     cp demo/config.yaml my.yaml; edit s3, host, user, tables; {ours}/aa-check -c my.yaml   (moves no row)
 Clean up:     make demo-clean   (PostgreSQL, pid {cluster.pid}, and the S3 server, pid {store.pid}, run until then;
               the S3 server keeps its objects in memory)""")
 
