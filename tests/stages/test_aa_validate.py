@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import json
 import secrets
+import signal
+import threading
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple, Optional
 
@@ -22,8 +24,9 @@ from audit_archiver.validate.findings import CHECKS
 from tests.conftest import Bucket, ConfigFile
 from tests.ground import batches as ground
 from tests.ground import faulty_s3 as faulty
-from tests.ground.run import Result, run_stage
+from tests.ground.run import Result, finish, run_stage, spawn
 from tests.ground.s3 import S3Server
+from tests.ground.wait import PATIENCE
 
 ROWS, BATCHES = 50, 4
 TABLE = "archives/prod/audit_logs/"
@@ -251,6 +254,15 @@ def index_edited(archive: Archive) -> None:
     archive.put(archive.index, lines.dump(value))
 
 
+def abandoned(archive: Archive) -> None:
+    archive.put(archive.key(2, names.ABANDONED), b"{}\n")
+
+
+def owned_by_another(archive: Archive) -> None:
+    value = json.loads(archive.bucket.read(TABLE + "_owner.json"))
+    archive.put(TABLE + "_owner.json", lines.dump({**value, "table": "other"}))
+
+
 EVERY = (names.DATA, names.METADATA, names.KEYS, names.COMMIT)
 DAMAGE: list[tuple[str, Callable[[Archive], None], dict[str, set[Optional[int]]], set[str]]] = [
     # what is done, what full finds in which batch, and what of it light finds
@@ -277,6 +289,8 @@ DAMAGE: list[tuple[str, Callable[[Archive], None], dict[str, set[Optional[int]]]
     ("a value altered, the gzip sound", row_altered, {"data.sha256": {2}}, {"data.size", "data.replaced"}),
     ("another key in the key list", other_keys, {"keys.sha256": {2}, "keys.invalid": {2}}, {"keys.replaced"}),
     ("another type in the metadata", retyped, {"metadata.sha256": {2}, "metadata.columns": {2}}, {"metadata.sha256", "metadata.columns"}),
+    ("a batch recorded and abandoned", abandoned, {"record.abandoned": {2}}, {"record.abandoned"}),
+    ("another table's owner file", owned_by_another, {"owner.invalid": {None}}, {"owner.invalid"}),
     ("an index segment cut", index_cut, {"index.invalid": {None}}, {"index.invalid"}),
 ]
 
@@ -448,6 +462,38 @@ def test_an_object_that_may_not_be_read_is_not_damaged_and_hides_no_other(answer
         assert report["looked_at"]["rows"] == 3 * ROWS
         archive.repack(3, lambda rows: rows[1:])
         assert behind.report()["exit"] == exits.FAILED
+
+
+def test_a_signal_does_not_wait_for_the_objects_that_are_being_read(archive: Archive, config_file: ConfigFile) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def never(request: faulty.Request, forward: faulty.Forward) -> faulty.Answer:
+        if request.method == "GET" and request.key.endswith(names.DATA):
+            asked.set()
+            go_on.wait()
+        return forward(request)
+
+    with faulty.FaultyS3(archive.bucket.endpoint) as server:
+        server.fault = never
+        child = spawn("aa-validate", ["-c", config_file(ground.NOWHERE, archive.bucket, s3=ground.s3_section(server.endpoint))])
+        try:
+            assert asked.wait(30 * PATIENCE)
+            child.send_signal(signal.SIGTERM)
+            result = finish(child, seconds=30)
+        finally:
+            go_on.set()
+    assert (result.rc, result.out) == (-signal.SIGTERM, b"") and "stopped by SIGTERM" in result.err
+
+
+def test_a_prefix_that_nobody_owns_is_a_warning(archive: Archive) -> None:
+    archive.remove(TABLE + "_owner.json")
+    report = archive.report("--depth", "light")
+    assert (report["exit"], found(report)) == (exits.OK, {"owner.missing": {None}})
+
+
+def test_a_table_of_one_database_is_found_though_others_have_none(archive: Archive) -> None:
+    report = archive.report("--database", "prod", "--database", "other", "--table", "audit_logs")
+    assert (report["exit"], report["looked_at"]["batches"]) == (exits.OK, BATCHES)
 
 
 def test_an_archive_with_nothing_in_it_is_a_warning(archive: Archive, config_file: ConfigFile) -> None:

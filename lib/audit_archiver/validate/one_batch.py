@@ -64,6 +64,8 @@ class _Look:
                 self._say(f"{kind}.missing", suffix, "there is no such object", "there", "missing")
         if line is None:
             return
+        if names.ABANDONED in self._there:
+            self._say("record.abandoned", names.ABANDONED, "recovery declared the batch not archived, and it has a commit record")
         if (entry := self._there.get(names.DATA)) is not None and entry.size != line["serialized"]["data"]["gz_bytes"]:
             self._say("data.size", names.DATA, "it is empty" if not entry.size else "it has another size",
                       line["serialized"]["data"]["gz_bytes"], entry.size)

@@ -25,17 +25,20 @@ def validate(config: Config, store: Store, databases: Sequence[str], asked: Aske
     """
     report = Report(asked.depth, str(asked.subset) if asked.subset != WHOLE else None, executed=asked.execute)
     only = choose.one(store, s3_key) if s3_key else None
+    refused: list[ConfigError] = []
     for name in [only.database] if only else databases:
         try:
             _Database(config, store, name, asked, report, against_table).run(only)
-        except ConfigError:
-            raise
+        except ConfigError as error:
+            refused.append(error)  # a table that is meant need not be archived of each database
         except (InputError, Mismatch) as error:
             report.add(Finding("table.unknown", Where(name), error.msg))
         except ArchiverError as error:
             report.add(could_not_look(Where(name), error))
             if isinstance(error, NetworkError):
                 break  # the store is away, for the next database as well
+    if refused and not report.looked["tables"]:
+        raise refused[0]
     return report
 
 

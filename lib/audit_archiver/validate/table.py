@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Collection, Iterable, Iterator, Mapping, Optional
 
 from audit_archiver import log
-from audit_archiver.catalogue import archived, content, index, leftovers, runs
+from audit_archiver.catalogue import archived, content, index, leftovers, owner, runs
 from audit_archiver.catalogue.archived import ARCHIVED, MISSING, OPEN, Batch
 from audit_archiver.exits import ArchiverError, InputError, Mismatch, NetworkError
 from audit_archiver.formats import names
@@ -20,7 +20,7 @@ from audit_archiver.objectstore.errors import NotFound
 from audit_archiver.objectstore.listing import Entry
 from audit_archiver.restore.choose import Selection
 from audit_archiver.validate import findings, objects, one_batch
-from audit_archiver.validate.findings import FAIL, FULL, LIGHT, WARN, Finding, Report, Where
+from audit_archiver.validate.findings import FAIL, FULL, LIGHT, SAMPLE, WARN, Finding, Report, Where
 from audit_archiver.validate.in_table import Tables
 from audit_archiver.validate.ledger import KeyLedger
 from audit_archiver.validate.one_batch import Looked
@@ -28,7 +28,8 @@ from audit_archiver.validate.segments import Rebuilt, Segments
 from audit_archiver.validate.subset import WHOLE, Subset
 
 SAMPLE_SHARE, SAMPLE_LEAST = 0.05, 10
-READERS = 2
+READERS = {LIGHT: 8, SAMPLE: 2, FULL: 2}
+"""Batches that are looked at side by side: of small objects the store's latency is what counts, of large ones our memory."""
 TELL_EVERY_S = 30.0
 
 
@@ -78,7 +79,9 @@ class Validation:
         segments: Optional[Segments] = None
         if only is not None:
             batches = {only.stem: only}
+            self._restored = any(True for _ in self._store.list(self._dir + objects.RESTORES))
         else:
+            self._look_at_owner()
             segments = Segments(self._store, where)
             report.looked["objects"] += segments.objects
             report.add(*segments.findings)
@@ -106,6 +109,20 @@ class Validation:
         for batch in beside:
             self._take_keys(batch)
         self._together()
+
+    def _look_at_owner(self) -> None:
+        """Whose prefix this is said to be."""
+        where, url = self._where, self._store.url(self._dir + owner.OWNER)
+        try:
+            found = owner.read(self._store, self._dir)
+        except (InputError, Mismatch) as error:
+            self._report.add(Finding("owner.invalid", where, error.msg, object=url))
+            return
+        if found is None:
+            self._report.add(Finding("owner.missing", where, "nothing says whose prefix it is", object=url, expected="there", found="missing"))
+        elif (found["database"], found["schema"], found["table"]) != (where.database, where.schema, where.table):
+            self._report.add(Finding("owner.invalid", where, "it names another table", object=url, expected=where,
+                                     found=f"{found['database']} {found['schema']}.{found['table']}"))
 
     def _to_read(self, chosen: set[str]) -> set[str]:
         """The batches whose key list and data are read."""
@@ -144,7 +161,8 @@ class Validation:
 
     def _each(self, batches: dict[str, Batch], chosen: set[str], read: set[str], only: Optional[Batch]) -> Iterator[Looked]:
         """Look at the chosen batches, some at a time; what is listed is taken out of `batches`."""
-        pool = concurrent.futures.ThreadPoolExecutor(READERS, "validate")
+        readers = READERS[self._asked.depth]
+        pool = concurrent.futures.ThreadPoolExecutor(readers, "validate")
         waiting: deque[tuple[Batch, concurrent.futures.Future[Looked]]] = deque()
         try:
             for found in self._listed(only):
@@ -155,7 +173,7 @@ class Validation:
                         waiting.append((batch, pool.submit(one_batch.look, self._store, batch, there, read=stem in read)))
                     elif batch is not None:
                         self._unrecorded(batch, there)
-                    while len(waiting) > READERS:
+                    while len(waiting) > readers:
                         yield self._result(*waiting.popleft())
             while waiting:
                 yield self._result(*waiting.popleft())
