@@ -27,6 +27,7 @@ CHECKS = {
     "types": ["tests/stages/test_types.py", "tests/stages/test_types_of_users.py"],
     "a whole run": ["tests/pipes/test_aa_archive.py", "tests/pipes/test_types_archived.py"],
     "partitions, DDL": ["tests/stages/test_partitions.py", "tests/stages/test_ddl.py"],
+    "restored elsewhere": ["tests/stages/test_restored_elsewhere.py"],
     "recovery": ["tests/pipes/test_aa_recover.py"],
     "order, cost per batch": ["tests/stages/test_heap_order.py", "tests/stages/test_aa_select.py"],
 }

@@ -12,7 +12,6 @@ from tests.ground.restored import Restored
 from tests.stages import type_zoo
 from tests.stages.type_session import Session
 
-KEPT = "n int PRIMARY KEY, created_at timestamptz NOT NULL DEFAULT '2024-01-01 00:00:00+00'"
 ZOO = [{"name": "zoo", "timestamp_column": "created_at", "primary_key": "n"}]
 
 
@@ -44,17 +43,9 @@ def there_and_back(session: Session, db: TestDatabase, bucket: Any, config_file:
 
 @pytest.mark.req("REQ-TYPE-001", "REQ-TYPE-007", "REQ-TYPE-010", "REQ-RST-002", "T14")
 def test_a_column_of_every_built_in_type_is_restored_as_it_was(session: Session, db: TestDatabase, bucket: Any, config_file: Any) -> None:
-    unbuilt = set() if session.has_xml else {"xml"}
-    known = [name for name, in session.rows("SELECT typname::text FROM pg_type WHERE typnamespace = 'pg_catalog'::regnamespace")]
-    names = [name for name in sorted(type_zoo.VALUES) if name in known and name not in type_zoo.REFUSED | unbuilt]
+    names = type_zoo.known(session)
     assert len(names) > 60
-    values = {name: type_zoo.values(name, session.major) for name in names}
-    session.rows(f"CREATE TABLE public.zoo ({KEPT}, %s)" % ", ".join(f"{ident('a ' + name)} pg_catalog.{ident(name)}" for name in names))
-    columns = ", ".join(ident("a " + name) for name in names)
-    for n in range(max(map(len, values.values()))):
-        row = ", ".join(f"{values[name][n % len(values[name])]}::pg_catalog.{ident(name)}" for name in names)
-        session.rows(f"INSERT INTO public.zoo (n, {columns}) VALUES ({n}, {row})")
-    session.rows("INSERT INTO public.zoo (n) VALUES (-1)")
+    type_zoo.create(session, names, session.major)
     there_and_back(session, db, bucket, config_file)
 
 
@@ -67,7 +58,7 @@ def test_types_of_users_arrays_ranges_and_composites_are_restored_as_they_were(s
         CREATE DOMAIN "my types".amount AS numeric(12,4) CHECK (VALUE >= 0);
         CREATE TYPE "my types".place AS ("the street" text, mood "my types"."Mood", at timestamptz, doc jsonb);
         CREATE TYPE "my types".textrange AS RANGE (subtype = text, collation = "C")""")
-    session.rows(f"""CREATE TABLE public.zoo ({KEPT}, {ident('Quoted "x%"')} text, mood "my types"."Mood", moods "my types"."Mood"[],
+    session.rows(f"""CREATE TABLE public.zoo ({type_zoo.KEPT}, {ident('Quoted "x%"')} text, mood "my types"."Mood", moods "my types"."Mood"[],
         amount "my types".amount, place "my types".place, places "my types".place[], r_text "my types".textrange, days daterange[],
         ints int[], flags bool[], raw bytea[], docs json[], own bigint GENERATED ALWAYS AS IDENTITY)""")
     place = """ROW('a, "b" \\ (c)', 'Grüße', '2024-07-01 12:00:00+05:45', 'null')::"my types".place"""
@@ -84,7 +75,7 @@ def test_types_of_users_arrays_ranges_and_composites_are_restored_as_they_were(s
 
 
 def test_rows_of_several_megabytes_are_restored_as_they_were(session: Session, db: TestDatabase, bucket: Any, config_file: Any) -> None:
-    session.rows(f"CREATE TABLE public.zoo ({KEPT}, flat text, doc jsonb)")
+    session.rows(f"CREATE TABLE public.zoo ({type_zoo.KEPT}, flat text, doc jsonb)")
     session.rows("""INSERT INTO public.zoo SELECT n, '2024-01-01', x, jsonb_build_object('k', x)
                     FROM (SELECT n, (SELECT string_agg(md5(i::text || n), '') FROM generate_series(1, 20000 * n) i) AS x
                           FROM generate_series(1, 2) n) made""")

@@ -22,6 +22,7 @@ class Session:
     """A pinned session of the product on a test's database, as the superuser: some types need one."""
 
     def __init__(self, db: TestDatabase) -> None:
+        self.db = db
         self.connection = connect.connect(Database(db.name, host=db.host, port=db.port, user="postgres"), purpose="test")
         self.major = self.connection.server_version // 10000
         self.has_xml = self._has_xml()

@@ -6,6 +6,14 @@ expression instead. `SINCE` says from which major version on a value exists.
 
 from __future__ import annotations
 
+from typing import Sequence
+
+from audit_archiver.postgres.quoting import ident
+from tests.stages.type_session import Session
+
+KEPT = "n int PRIMARY KEY, created_at timestamptz NOT NULL DEFAULT '2024-01-01 00:00:00+00'"
+"""What a table needs beside, to be archived."""
+
 TEXTS = ["", "\\N", "NULL", "null", "a", "  a  ", "tab\there", "line\nbreak", "cr\r\nlf", "back\\slash", "'single'", '"double"',
          "\\.", "\x01\x02\x1f\x7f", "Grüße, 世界 🐘", "\u2028\u2029\u0085\ufeff", "{}", "[1,2]", "{\"$json\":\"x\"}", "base64:", "x" * 5000]
 
@@ -119,6 +127,24 @@ def values(name: str, major: int) -> list[str]:
     """SQL expressions of the values of a type, for a server of a major version."""
     found = [text for text in VALUES[name] if SINCE.get((name, text), 0) <= major]
     return [text[4:] if text.startswith("sql:") else f"{_literal(text)}" for text in found]
+
+
+def known(session: Session) -> list[str]:
+    """The types that the server has, and can have values of."""
+    there = {name for name, in session.rows("SELECT typname::text FROM pg_type WHERE typnamespace = 'pg_catalog'::regnamespace")}
+    unbuilt = set() if session.has_xml else {"xml"}
+    return [name for name in sorted(VALUES) if name in there and name not in REFUSED | unbuilt]
+
+
+def create(session: Session, names: Sequence[str], major: int) -> None:
+    """Make public.zoo: a column of each type with the values that a major version knows, and a row of NULLs."""
+    texts = {name: values(name, major) for name in names}
+    session.rows(f"CREATE TABLE public.zoo ({KEPT}, %s)" % ", ".join(f"{ident('a ' + name)} pg_catalog.{ident(name)}" for name in names))
+    columns = ", ".join(ident("a " + name) for name in names)
+    for n in range(max(map(len, texts.values()))):
+        row = ", ".join(f"{texts[name][n % len(texts[name])]}::pg_catalog.{ident(name)}" for name in names)
+        session.rows(f"INSERT INTO public.zoo (n, {columns}) VALUES ({n}, {row})")
+    session.rows("INSERT INTO public.zoo (n) VALUES (-1)")
 
 
 def _literal(text: str) -> str:
