@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Iterable, Optional, Sequence
 
 from audit_archiver.postgres.quoting import ident
@@ -99,6 +99,11 @@ class Column:
     def decode(self, expression: str) -> str:
         """The column's value, of the column's type, out of the field of json_to_record."""
         return self._codec().decode(expression)
+
+    def directly(self) -> Column:
+        """The same column, read in a cheaper way that is exact where no line holds "$array"."""
+        codec = self._codec()
+        return self if codec.direct is None else replace(self, codec=replace(codec, record_type=codec.direct, decode=lambda x: x))
 
     def image(self, alias: str) -> str:
         """What must be identical after a round trip: the value, but for the line breaks of a json column."""

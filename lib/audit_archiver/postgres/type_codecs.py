@@ -121,6 +121,7 @@ class Codec:
     raises: bool = False
     comparable: bool = True
     ranked_as: Optional[str] = None
+    direct: Optional[str] = None
     uniform: bool = False
 
     def fragments(self, x: str, before: str) -> list[str]:
@@ -167,7 +168,7 @@ class Codecs:
 
     def _domain(self, kind: Type, depth: int) -> Codec:
         base = self._within(kind.base, depth, f"what the domain '{kind.sql}' is made of")
-        made = replace(base, sql=kind.sql, image=lambda x: base.image(f"({x})::{base.sql}"))
+        made = replace(base, sql=kind.sql, direct=None, image=lambda x: base.image(f"({x})::{base.sql}"))
         if kind.unvalidated:
             made = replace(made, doubt=f"the domain '{kind.sql}' has a constraint that is NOT VALID")
         if self._types[kind.base].kind == "e":  # the operators of enums take no domain
@@ -239,7 +240,8 @@ def _array(kind: Type, item: Codec, depth: int) -> Codec:
     doubt = item.doubt
     if item.loose and not item.array_as:
         doubt = doubt or f"the text of several dimensions of '{item.sql}' is not exact"
-    return Codec(kind.sql, "json", encode, decode, scalar=False, loose=item.loose, doubt=doubt, encodes_json=True, raises=item.raises)
+    return Codec(kind.sql, "json", encode, decode, scalar=False, loose=item.loose, doubt=doubt, encodes_json=True, raises=item.raises,
+                 direct=kind.sql if item.decode is _same else None)
 
 
 def _range(kind: Type, bound: Codec, depth: int) -> Codec:

@@ -139,9 +139,11 @@ class Loader:
         made = self._statements_of(lines[0][1])
         try:
             connect.execute(connection, "BEGIN")
-            staged = 0
+            staged, wrapped = 0, False
             for _, line in lines:
-                staged += self._stage(connection, line)
+                rows, odd = self._stage(connection, line)
+                staged, wrapped = staged + rows, wrapped or odd
+            made = made if wrapped else made.direct
             points.point("restore.staged")
             for statement in self._target.silence() if self._silent else ():
                 connect.execute(connection, statement)
@@ -157,8 +159,8 @@ class Loader:
             self._roll_back(connection)
             raise
 
-    def _stage(self, connection: connect.Connection, line: dict[str, Any]) -> int:
-        """Copy a batch into the temporary table; its rows, once they are proven."""
+    def _stage(self, connection: connect.Connection, line: dict[str, Any]) -> tuple[int, bool]:
+        """Copy a batch into the temporary table; its rows, once they are proven, and whether arrays in it may be wrapped."""
         stream = verified.Stream(verified.chunks(self._store, line))
         try:
             with connect.errors(), connection.cursor() as cursor:
@@ -167,7 +169,7 @@ class Loader:
             if stream.error is not None:
                 raise stream.error from None
             raise
-        return int(line.get("deleted", line["batch"])["rows"])
+        return int(line.get("deleted", line["batch"])["rows"]), stream.wrapped
 
     def _insert(self, connection: connect.Connection, made: Statements, batches: tuple[Batch, ...], staged: int, careful: bool) -> Outcome:
         if made.casts and (losing := connect.scalar(connection, made.losing())):
