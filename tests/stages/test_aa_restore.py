@@ -119,6 +119,14 @@ def test_the_watermark_of_one_table_says_nothing_of_another_nor_of_one_that_was_
     assert rows(scene, "other") == 250
 
 
+def test_a_watermark_that_is_switched_off_is_neither_read_nor_written(scene: Restored, config_file: Any) -> None:
+    scene.path = config_file(scene.db, scene.bucket, restore_watermark={"enabled": False})
+    for same in (0, 250):
+        report = scene.restore("--table", "audit_logs", "--restore-all")
+        assert (report["batches"]["restored_before"], report["rows"]["same"]) == (0, same)
+    assert not [key for key in scene.bucket.keys() if "watermark" in key]
+
+
 @pytest.mark.req("REQ-RESTORE-019")
 def test_a_restore_leaves_a_record_of_what_when_and_by_whom(scene: Restored) -> None:
     report = scene.restore("--table", "audit_logs", "--restore-all", "--where", "action=login")

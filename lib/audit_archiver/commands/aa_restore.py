@@ -87,7 +87,7 @@ def run(command: Command) -> int:
     settings = config.load(args.config, command.env)
     log.set_level(settings.observability.log_level)
     log.set_style(settings.observability.log_format)
-    wanted = _wanted(args)
+    wanted = _wanted(args, settings)
     restore = names.run_id(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), int.from_bytes(os.urandom(4), "big"))  # in containers pids repeat
     log.bind(run_id=restore)
     store = open_store(settings, watch=command.sink.stream)
@@ -121,7 +121,7 @@ def run(command: Command) -> int:
     return codes.pop() if len(codes) == 1 else exits.FAILED
 
 
-def _wanted(args: Any) -> Wanted:
+def _wanted(args: Any, settings: Config) -> Wanted:
     start, end = dates.start(args.start_date), dates.end(args.end_date)
     dates.check_order(start, end)
     if args.s3_key and (args.restore_all or args.run or start or end):
@@ -137,7 +137,7 @@ def _wanted(args: Any) -> Wanted:
         if wish != bool(expressions):
             raise ConfigError(f"{flag} and its expressions in --functions go together", hint="see man aa-restore, FUNCTIONS")
     return Wanted(start, end, tuple(args.where), args.conflict_strategy, args.schema_strategy, functions, args.create_table, args.disable_triggers,
-                  args.ignore_watermark, in_flight=args.in_flight, rows=args.batch_size, dry_run=args.dry_run)
+                  args.ignore_watermark, settings.restore_watermark, in_flight=args.in_flight, rows=args.batch_size, dry_run=args.dry_run)
 
 
 def _chosen(store: Store, settings: Config, args: Any,

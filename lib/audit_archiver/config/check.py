@@ -18,7 +18,7 @@ from audit_archiver.formats import schema as formats_schema
 _KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
           "array": "a list", "object": "a mapping"}
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_FREE = ("notifications", "legal_holds", "restore_watermark")
+_FREE = ("notifications", "legal_holds")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _SHOWN = 60
 

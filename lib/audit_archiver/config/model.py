@@ -155,6 +155,7 @@ class Config:
     parallel_databases: bool = False
     max_parallel_databases: int = 3
     roundtrip: str = "first"
+    restore_watermark: bool = True
     locking: Locking = field(default_factory=Locking)
     resources: Resources = field(default_factory=Resources)
     observability: Observability = field(default_factory=Observability)
