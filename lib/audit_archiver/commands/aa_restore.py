@@ -128,9 +128,9 @@ def _wanted(args: Any, settings: Config) -> Wanted:
         raise ConfigError("--s3-key names one batch already", hint="leave --restore-all, --run and the dates out")
     if args.s3_key and args.into and (args.database or args.table):
         raise ConfigError("--s3-key names the source, and --into the target", hint="leave --database and --table out")
-    if not (args.s3_key or args.restore_all or args.run or start or end):
-        raise ConfigError("nothing says what to restore", hint="--restore-all, --run, --s3-key, --start-date or --end-date do; aa-ls shows what "
-                          "is archived")
+    if not (args.s3_key or args.restore_all or args.run or start or end or args.where):
+        raise ConfigError("nothing says what to restore", hint="--restore-all, --run, --s3-key, --start-date, --end-date or --where do; aa-ls "
+                          "shows what is archived")
     functions = read(args.functions) if args.functions else Functions()
     for flag, wish, expressions in (("--schema-strategy transform", args.schema_strategy == differences.TRANSFORM, functions.transform),
                                     ("--conflict-strategy merge", args.conflict_strategy == MERGE, functions.merge)):
