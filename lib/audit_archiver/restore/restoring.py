@@ -250,9 +250,10 @@ class Restoring:
 
     def _end(self, backends: Sequence[int]) -> None:
         """End sessions whose connections are cut: one that waits for a lock would not notice before it has it."""
-        sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY(%s) AND application_name LIKE 'audit-archiver restore%%'"
+        sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY(%s) AND application_name = %s"
+        ours = f"audit-archiver restore {self.account.restore}"  # the process id of one that has ended may be another's by now
         try:
-            connect.within(self._control, END_S, lambda: connect.rows(self._control, sql, (list(backends),)))
+            connect.within(self._control, END_S, lambda: connect.rows(self._control, sql, (list(backends), ours)))
         except ArchiverError as error:
             log.debug("restore.broken", f"a session is left to the server: {error.msg}")
 
