@@ -30,7 +30,7 @@ help:
 	@echo '                  AA_PG=embedded or AA_PG=11..18 for another PostgreSQL than the one on this machine'
 	@echo 'make coverage     which lines of lib the tests reach in process (COVERAGE_MIN= fails below so many per cent)'
 	@echo 'make lint         ruff'
-	@echo 'make bench        speed, memory and CPU against pipes written by hand (BENCH_ROWS=, BENCH_ROUNDS=)'
+	@echo 'make bench        archive and restore against pipes written by hand: speed, memory, CPU (BENCH_ROWS=, BENCH_ROUNDS=)'
 	@echo 'make scale        a thousand tables in one run, five million rows in one table (SCALE_TABLES=, SCALE_ROWS=)'
 	@echo 'make matrix       every supported PostgreSQL against types, runs and recovery (MATRIX="11 17" for some)'
 	@echo 'make man          write what is generated in man/ and docs/ (options, codes, keys, checks); man-check only compares'

@@ -1,10 +1,12 @@
-"""How fast the archive is, against what a person could write by hand. Called by `make bench`.
+r"""How fast the archive is, against what a person could write by hand. Called by `make bench`.
 
-Interleaved rounds over the same table, each variant on a fresh copy of the database:
+Interleaved rounds over the same rows, each variant on a fresh database:
   a   psql: bare COPY (SELECT row_to_json(t) ...) to /dev/null
   b   psql COPY | gzip -6 | aws s3 cp -, then one DELETE: neither locked nor verified
   b2  the same with ISA-L: python -m isal.igzip -2
   c   aa-archive with sleep 0 and otherwise default settings
+  r   aa-restore of the archived rows into an empty table with its primary key; the server's digests are compared
+  d   psql: \copy of the same rows from a local CSV into such a table; r/d is to be 1.6 at most
 BENCH_ROWS (1,000,000) and BENCH_ROUNDS (3) change the size. VACUUM is timed apart. The table goes to stdout, the
 figures as JSON to .bench/result.json. Exit code 1 if a variant failed or left rows where none may be.
 """
@@ -37,13 +39,17 @@ PLACE = ROOT / ".bench"
 TEMPLATE, TABLE, BUCKET = "bench_template", "public.audit_logs", "bench"
 SETTINGS = {"shared_buffers": "256MB", "max_wal_size": "8GB", "checkpoint_timeout": "1h", "autovacuum": "off"}
 """No checkpoint and no autovacuum inside a measurement; everything else, fsync too, as PostgreSQL comes."""
-VARIANTS = ("a", "b", "b2", "c")
+VARIANTS = ("a", "b", "b2", "c", "r", "d")
+SOURCE = "bench_source"
+GOALS = {"r/d": 1.6}
 SAYS = {"a": "bare COPY row_to_json", "b": "psql | gzip -6 | aws s3 cp, DELETE", "b2": "the same with ISA-L",
-        "c": "aa-archive, verified and recorded"}
+        "c": "aa-archive, verified and recorded", "r": "aa-restore, proven and compared", "d": "psql \\copy from a local CSV"}
 
 
 class Bench:
     """The servers, and one method per variant."""
+
+    digest: tables.Digest
 
     def __init__(self, cluster: Cluster, store: s3.S3Server, rows: int) -> None:
         self.cluster, self.store, self.rows = cluster, store, rows
@@ -62,16 +68,31 @@ class Bench:
         self._sql(TEMPLATE, f"VACUUM (FREEZE, ANALYZE) {TABLE}")
         self.store.client().create_bucket(Bucket=BUCKET)
 
+    def prepare_restores(self) -> None:
+        """The rows in the archive and in a CSV, for r and d."""
+        connection = self.cluster.connect(TEMPLATE)
+        self.digest = tables.digest(connection, TABLE)
+        with open(PLACE / "rows.csv", "wb") as file, connection.cursor() as cursor:
+            cursor.copy_expert(f"COPY {TABLE} TO STDOUT (FORMAT csv)", file)
+        connection.close()
+        self._sql("postgres", f"CREATE DATABASE {SOURCE} TEMPLATE {TEMPLATE}")
+        self.archive(SOURCE)
+
     def measure(self, variant: str) -> dict[str, Any]:
         """One run of a variant on a fresh copy of the database."""
         self.number += 1
         name = f"bench_{self.number}"
-        copy = " STRATEGY file_copy" if int(self.cluster.version.split(".")[0]) >= 15 else ""
-        self._sql("postgres", f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}{copy}", "CHECKPOINT")
+        if variant in ("r", "d"):
+            self._sql("postgres", f"CREATE DATABASE {name}")
+            self._sql(name, f"CREATE TABLE {TABLE} ({tables.COLUMNS})", "CHECKPOINT")
+        else:
+            copy = " STRATEGY file_copy" if int(self.cluster.version.split(".")[0]) >= 15 else ""
+            self._sql("postgres", f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}{copy}", "CHECKPOINT")
+        ways = {"c": self.archive, "r": self.restore, "d": self.copy_in}
         try:
-            figures: dict[str, Any] = self.archive(name) if variant == "c" else self.by_hand(variant, name)
+            figures: dict[str, Any] = ways[variant](name) if variant in ways else self.by_hand(variant, name)
             left = self._sql(name, f"SELECT count(*) FROM {TABLE}")[0][0]
-            if left != (self.rows if variant == "a" else 0):
+            if left != (self.rows if variant in ("a", "r", "d") else 0):
                 raise SystemExit(f"bench: variant {variant} left {left} rows in the table")
             return figures
         finally:
@@ -98,13 +119,7 @@ class Bench:
 
     def archive(self, name: str) -> dict[str, Any]:
         """Variant c: the command, as cron calls it."""
-        config = PLACE / "config.yaml"
-        config.touch(mode=0o600)
-        config.write_text(CONFIG.format(endpoint=self.store.endpoint, bucket=BUCKET, region=s3.REGION, name=name,
-                                        host=self.cluster.host, port=self.cluster.port, place=PLACE))
-        command = str(Path(sys.prefix) / "bin" / "aa-archive")
-        cost = measure.run([command, "--config", str(config), "--force", "--output", "json"],
-                           env=self._environment(name), servers=self.servers)
+        cost = self._command("aa-archive", name, "--force")
         figures = self._figures("c", cost)
         report = json.loads(cost.out.strip().split(b"\n")[-1])
         if report["totals"]["rows"] != self.rows:
@@ -114,6 +129,31 @@ class Bench:
         figures["vacuum_s"] = float(figures["phases_s"]["vacuum"])
         figures["wall_s"] -= figures["vacuum_s"]
         return figures
+
+    def restore(self, name: str) -> dict[str, Any]:
+        """Variant r: everything that was archived, into the empty table of another database."""
+        cost = self._command("aa-restore", SOURCE, "--table", TABLE, "--restore-all", "--into", f"{name}:{TABLE}")
+        figures = self._figures("r", cost)
+        connection = self.cluster.connect(name)
+        if tables.digest(connection, TABLE) != self.digest:
+            raise SystemExit("bench: aa-restore restored other rows than were archived")
+        connection.close()
+        return figures
+
+    def copy_in(self, name: str) -> dict[str, Any]:
+        """Variant d: what is fastest without an archive."""
+        copy = f"\\copy {TABLE} FROM '{PLACE / 'rows.csv'}' WITH (FORMAT csv)"
+        return self._figures("d", measure.run([binaries.psql(), "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", copy],
+                                              env=self._environment(name), servers=self.servers))
+
+    def _command(self, command: str, name: str, *words: str) -> measure.Cost:
+        """One of our commands on a configuration for the database `name`."""
+        config = PLACE / "config.yaml"
+        config.touch(mode=0o600)
+        config.write_text(CONFIG.format(endpoint=self.store.endpoint, bucket=BUCKET, region=s3.REGION, name=name,
+                                        host=self.cluster.host, port=self.cluster.port, place=PLACE))
+        return measure.run([str(Path(sys.prefix) / "bin" / command), "--config", str(config), *words, "--output", "json"],
+                           env=self._environment(name), servers=self.servers)
 
     def _figures(self, variant: str, cost: measure.Cost) -> dict[str, Any]:
         if cost.code != 0:
@@ -189,11 +229,14 @@ def summarize(runs: dict[str, list[dict[str, Any]]], rows: int, cluster: Cluster
         middle = statistics.median(walls)
         nearest = min(figures, key=lambda each: abs(each["wall_s"] - middle))
         result["variants"][variant] = {**nearest, "wall_s": middle, "walls_s": walls, "rows_per_s": rows / middle}
-    for other in [name for name in runs if name != "c" and "c" in runs]:
+    for other in [name for name in runs if name in ("a", "b", "b2") and "c" in runs]:
         pairs = list(zip(runs["c"], runs[other]))  # of one round, so that a busy minute weighs on both
         result["ratios"][f"c/{other}"] = statistics.median(ours["wall_s"] / theirs["wall_s"] for ours, theirs in pairs)
         result["ratios"][f"c/{other} with vacuum"] = statistics.median(
             (ours["wall_s"] + ours["vacuum_s"]) / (theirs["wall_s"] + theirs.get("vacuum_s", 0.0)) for ours, theirs in pairs)
+    if {"r", "d"} <= set(runs):
+        result["ratios"]["r/d"] = statistics.median(ours["wall_s"] / theirs["wall_s"] for ours, theirs in zip(runs["r"], runs["d"]))
+        result["goals"] = GOALS
     return result
 
 
@@ -220,7 +263,8 @@ def report(result: dict[str, Any]) -> str:
                      f"{cpu['client']:7.2f} {cpu['postgresql']:10.2f} {cpu['s3']:6.2f}   "
                      f"{max(each['peak_mb'].values(), default=0.0):10.1f}")
     if result["ratios"]:
-        lines += ["", "   ".join(f"{name} {value:.2f}" for name, value in result["ratios"].items())]
+        goals = {name: f" (goal {goal})" for name, goal in GOALS.items()}
+        lines += ["", "   ".join(f"{name} {value:.2f}{goals.get(name, '')}" for name, value in result["ratios"].items())]
     for name, each in result["variants"].items():
         peaks = "  ".join(f"{program} {peak:.0f}" for program, peak in each["peak_mb"].items())
         spent = "  ".join(f"{program} {cpu:.2f}" for program, cpu in each["client_cpu_s_per_million"].items())
@@ -233,8 +277,8 @@ def report(result: dict[str, Any]) -> str:
 
 def main(argv: Optional[list[str]] = None) -> int:
     """Build, measure in rounds, report."""
-    parser = argparse.ArgumentParser(prog="bench", description="measure the archive against pipes written by hand")
-    parser.add_argument("--variants", default=",".join(VARIANTS), metavar="LIST", help="which of a,b,b2,c (default: all)")
+    parser = argparse.ArgumentParser(prog="bench", description="measure archive and restore against pipes written by hand")
+    parser.add_argument("--variants", default=",".join(VARIANTS), metavar="LIST", help="which of a,b,b2,c,r,d (default: all)")
     parser.add_argument("--output", choices=("text", "json"), default="text", help="form of the report (default: text)")
     args = parser.parse_args(argv)
     rows, rounds = int(os.environ.get("BENCH_ROWS", "1000000")), int(os.environ.get("BENCH_ROUNDS", "3"))
@@ -247,6 +291,8 @@ def main(argv: Optional[list[str]] = None) -> int:
         with Cluster.start(settings=SETTINGS) as cluster:
             bench = Bench(cluster, store, rows)
             bench.prepare()
+            if {"r", "d"} & set(chosen):
+                bench.prepare_restores()
             runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
             for number in range(1, rounds + 1):
                 for name in chosen:
