@@ -111,6 +111,10 @@ class Scene(Driven):
         self.place = place
         self.before = logs(db, TABLE, **{"old": OLD, "young": YOUNG, **rows})
         self.young = rows.get("young", YOUNG)
+        self._weigh = ["-c", path, "--database", db.name, "--table", TABLE]
+        self._baseline = place / "baseline"
+        made = run_stage("aa-balance", [*self._weigh, "--make-baseline", self._baseline])
+        assert made.rc == 0, made
 
     def spawn_command(self, command: str, env: Optional[Mapping[str, str]] = None) -> tuple[Child, Path]:
         """Start a shell command with our programs in its PATH; its output goes into files, which no process can fill up."""
@@ -181,6 +185,15 @@ class Scene(Driven):
             self._a_day_later()
             assert (self._unsettled(), self._staged()) == (([], sorted(wild)), [])
             self.whole(TABLE, self.before)
+        self.must_be_in_balance(wild)
+
+    def must_be_in_balance(self, wild: Sequence[str] = ()) -> None:
+        """What an operator would ask: aa-balance finds every row in one place, aa-validate nothing wrong but what `wild` left."""
+        weighed = run_stage("aa-balance", [*self._weigh, "--baseline", self._baseline])
+        assert weighed.rc == 0, weighed
+        validated = run_stage("aa-validate", ["-c", self.path, "--output", "json"])
+        wrong = {each["batch"] for each in validated.lines[0]["findings"] if each["status"] != "warn"}
+        assert wrong == {stem.rpartition("/")[2] for stem in wild}, validated
 
     def _a_day_later(self) -> None:
         with mock.patch.object(evidence, "PATIENCE", NO_TIME), mock.patch.object(staged, "PATIENCE", NO_TIME):

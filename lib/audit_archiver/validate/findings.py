@@ -80,7 +80,8 @@ CHECKS = {check.id: check for check in (
     Check("index.unlisted", WARN, LIGHT, "every archived batch of a run that has ended stands in the index",
           "--repair --execute writes the missing segments"),
     Check("numbers.gap", WARN, LIGHT, "a run's batches are numbered without a gap; a failure while the run's index is incomplete",
-          "a batch that was given up leaves a gap, and so does one of which everything is gone: compare with the run's report, or aa-balance"),
+          "a batch that was given up leaves a gap, and so does one of which everything is gone: compare with the run's report, or with a baseline "
+          "(aa-balance)"),
     Check("run.empty", WARN, LIGHT, "every run that has ended has batches, archived or abandoned",
           "a run may end before its first object; if its report says otherwise, all of its batches are gone: bring them back"),
     Check("owner.missing", WARN, LIGHT, "each table's prefix says which server and database write there",

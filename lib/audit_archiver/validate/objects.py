@@ -11,7 +11,7 @@ from audit_archiver.objectstore.client import Store
 from audit_archiver.objectstore.listing import Entry
 
 RESTORES = ".restores/"
-_BESIDE = re.compile(r"\.index/[0-9]{8}T[0-9]{6}Z-[0-9]+_[0-9]{3,}\.json|_owner\.json|\.restore_watermark\.json|\.(?:restores|rollbacks)/[^/]+\.json")
+_BESIDE = re.compile(r"\.index/[0-9]{8}T[0-9]{6}Z-[0-9]+_[0-9]{3,}\.json|_owner\.json|\.restore_watermark\.json|\.restores/[^/]+\.json")
 
 
 class Directory(NamedTuple):
