@@ -113,9 +113,14 @@ def test_archived_keys_that_are_in_the_table_are_found_by_a_validation(weighed: 
     told = {each["batch"][-3:]: each["keys"] for each in report["findings"] if each["check"] == "rows.in_table"}
     assert (result.rc, told) == (exits.FAILED, {"001": [[50]], "002": [[51]]})
     assert "[50]" not in result.err, "a key is told and not logged"
-    weighed.hand.store.put_new(names.table_dir("archives/", weighed.db.name, "public", "audit_logs") + ".restores/x-end.json", b"{}\n")
+    restore = ["--database", weighed.db.name, "--table", "audit_logs", "--restore-all"]
+    weighed.hand.must("aa-restore", [*restore, "--into", "public.elsewhere", "--create-table"])
+    assert weighed.hand.run("aa-validate", env_free).rc == exits.FAILED, "those rows are elsewhere"
+    weighed.hand.must("aa-restore", [*restore, "--conflict-strategy", "overwrite"])
     result = weighed.hand.run("aa-validate", env_free)
     assert (result.rc, {each["status"] for each in result.lines[0]["findings"]}) == (exits.OK, {"warn"})
+    rows, total = weighed.said(weighed.balance())
+    assert (len(rows), total["wrong"]["doubled"], total["exit"]) == (OLD, OLD, exits.FAILED)
 
 
 def test_keys_of_a_table_that_is_not_there_any_more_are_in_no_table(weighed: Weighed) -> None:

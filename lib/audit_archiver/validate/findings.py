@@ -95,7 +95,7 @@ CHECKS = {check.id: check for check in (
     Check("batch.twice", FAIL, LIGHT, "no batch is archived under two names", "find out which one the index names, and move the other elsewhere"),
     Check("rows.twice", FAIL, SAMPLE, "no key is in two of the batches that were read",
           "rows that were restored and archived again are so; restore with the later batch last, or move the surplus batch elsewhere"),
-    Check("rows.in_table", FAIL, LIGHT, "no archived key is in the table; a warning if the table was restored",
+    Check("rows.in_table", FAIL, LIGHT, "no archived key is in the table; a warning if aa-restore has brought rows back into it",
           "aa-delete --explain with the batch's commit record compares the rows; rows that were restored are in both places"),
 )}
 

@@ -15,11 +15,10 @@ _BESIDE = re.compile(r"\.index/[0-9]{8}T[0-9]{6}Z-[0-9]+_[0-9]{3,}\.json|_owner\
 
 
 class Directory(NamedTuple):
-    """What one listing step found: the objects of each batch by suffix, foreign objects, and whether a restore left a record."""
+    """What one listing step found: the objects of each batch by suffix, and foreign objects."""
 
     batches: dict[str, dict[str, Entry]]
     foreign: list[Entry]
-    restored: bool
 
 
 def listed(store: Store, table_dir: str, only: str = "") -> Iterator[Directory]:
@@ -27,7 +26,6 @@ def listed(store: Store, table_dir: str, only: str = "") -> Iterator[Directory]:
     for _, entries in itertools.groupby(store.list(only or table_dir), key=lambda entry: entry.key.rpartition("/")[0]):
         batches: dict[str, dict[str, Entry]] = {}
         foreign: list[Entry] = []
-        restored = False
         for entry in entries:
             name = entry.key[len(table_dir):]
             match = leftovers.OBJECT.fullmatch(entry.key) if name.startswith("year=") else None
@@ -35,5 +33,4 @@ def listed(store: Store, table_dir: str, only: str = "") -> Iterator[Directory]:
                 batches.setdefault(match.group(1), {})[match.group(2)] = entry
             elif _BESIDE.fullmatch(name) is None:
                 foreign.append(entry)
-            restored = restored or name.startswith(RESTORES)
-        yield Directory(batches, foreign, restored)
+        yield Directory(batches, foreign)

@@ -10,11 +10,11 @@ from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import Collection, Iterable, Iterator, Mapping, Optional
 
-from audit_archiver import log
+from audit_archiver import lines, log
 from audit_archiver.catalogue import archived, content, index, leftovers, owner, runs
 from audit_archiver.catalogue.archived import ARCHIVED, MISSING, OPEN, Batch
 from audit_archiver.exits import ArchiverError, InputError, Mismatch, NetworkError
-from audit_archiver.formats import names
+from audit_archiver.formats import names, schema
 from audit_archiver.objectstore.client import Store
 from audit_archiver.objectstore.errors import NotFound
 from audit_archiver.objectstore.listing import Entry
@@ -61,7 +61,6 @@ class Validation:
         self._ledger = KeyLedger() if asked.depth != LIGHT else None
         self._schemas: dict[tuple[str, int], tuple[str, tuple[tuple[str, str], ...]]] = {}
         self._in_table: list[tuple[Where, int, list[bytes]]] = []
-        self._restored = False
         self.runs: set[str] = set()
         self.abandoned: set[str] = set()
 
@@ -79,7 +78,6 @@ class Validation:
         segments: Optional[Segments] = None
         if only is not None:
             batches = {only.stem: only}
-            self._restored = any(True for _ in self._store.list(self._dir + objects.RESTORES))
         else:
             self._look_at_owner()
             segments = Segments(self._store, where)
@@ -166,7 +164,6 @@ class Validation:
         waiting: deque[tuple[Batch, concurrent.futures.Future[Looked]]] = deque()
         try:
             for found in self._listed(only):
-                self._restored = self._restored or found.restored
                 for stem, there in found.batches.items():
                     batch = batches.pop(stem, None)
                     if batch is not None and stem in chosen:
@@ -281,9 +278,10 @@ class Validation:
     def _together(self) -> None:
         """What can be said when all batches were looked at."""
         report = self._report
+        restored = bool(self._in_table) and self._was_restored()
         for where, count, some in self._in_table:
-            report.add(Finding("rows.in_table", where, f"{count} of its keys are in the table" + (", which was restored" if self._restored else ""),
-                               expected=0, found=count, keys=findings.told(some), status=WARN if self._restored else FAIL))
+            report.add(Finding("rows.in_table", where, f"{count} of its keys are in the table" + (", which was restored" if restored else ""),
+                               expected=0, found=count, keys=findings.told(some), status=WARN if restored else FAIL))
         for one, other, count, some in self._ledger.twice() if self._ledger is not None else ():
             where = Where(self._where.database, self._where.schema, self._where.table, other)
             report.add(Finding("rows.twice", where, f"{count} of its keys are in {one}, too" if one != other else f"{count} keys are in it twice",
@@ -296,6 +294,19 @@ class Validation:
                                    + ", ".join(one_batch.changes(before[1], columns))))
             before = name, columns
         report.repairs += self._rebuilt.write(self._store, self._asked.execute)
+
+    def _was_restored(self) -> bool:
+        """True if aa-restore has brought rows back into this very table."""
+        ours = {"database": self._where.database, "schema": self._where.schema, "table": self._where.table}
+        for found in self._store.list(self._dir + objects.RESTORES):
+            try:
+                value = lines.parse(self._store.get_bytes(found.key), f"'{self._store.url(found.key)}'")
+                schema.validate("restore", value, f"'{self._store.url(found.key)}'")
+            except InputError:
+                continue  # it proves nothing
+            if not value["dry_run"] and ours.items() <= value["target"].items():
+                return True
+        return False
 
     def _twice(self, batches: Iterable[Batch]) -> None:
         """One batch under two names: its id says it, whatever the depth."""
