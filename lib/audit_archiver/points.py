@@ -26,6 +26,7 @@ POINTS = (
     "archive.end.put", "archive.vacuumed",
     "recover.decided", "recover.record.put", "recover.abandon.put", "recover.end.put",
     "restore.staged", "restore.inserted", "restore.committed", "restore.watermark.put",
+    "rollback.start.put", "rollback.record.put", "rollback.end.before",
 )
 
 _wanted, _, _count = os.environ.get("AA_TEST_POINT", "").partition(":")

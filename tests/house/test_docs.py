@@ -97,7 +97,8 @@ def test_the_drawing_of_a_batch_names_every_point_that_a_stage_or_the_holder_pas
     drawn = text[text.index("## One batch, from BEGIN"):text.index("## What lies where")]
     named = re.findall(r"\b[a-z]+(?:\.[a-z]+)+\b", drawn.replace(".json", ""))
     held, _, guarded = drawn.partition("By the guarded path")
-    assert set(named) - {"locking.mode"} == {each for each in points.POINTS if each.split(".")[0] not in ("archive", "recover", "restore")}
+    elsewhere = ("archive", "recover", "restore", "rollback")
+    assert set(named) - {"locking.mode"} == {each for each in points.POINTS if each.split(".")[0] not in elsewhere}
     assert "holder.commit.sent" in held.partition("==+")[2] and "guarded.committed" in guarded.partition("==+")[2]
 
 

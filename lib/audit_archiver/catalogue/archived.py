@@ -1,7 +1,7 @@
 """What is archived of a table, and what lies beside it without being archived: one listing and the table's index.
 
 A batch is archived if its commit record is there. One that only the index names has lost it (T52); one without either
-is open until recovery has decided it, or abandoned.
+is open until recovery has decided it, or abandoned. One that was rolled back is not archived any more, whatever else is there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from audit_archiver.exits import InputError, Mismatch
 from audit_archiver.formats import names
 from audit_archiver.objectstore.client import Store
 
-ARCHIVED, OPEN, ABANDONED, MISSING = "archived", "open", "abandoned", "missing"
+ARCHIVED, OPEN, ABANDONED, MISSING, ROLLED_BACK = "archived", "open", "abandoned", "missing", "rolled back"
 
 
 class Batch(NamedTuple):
@@ -62,9 +62,9 @@ def of_table(store: Store, database: str, schema: str, table: str, lenient: bool
         if found.recorded:
             if entry is None:
                 entry = _recorded(store, database, schema, table, found.stem, lenient)
-            yield entry
+            yield entry._replace(state=ROLLED_BACK) if found.rolled_back else entry
         elif entry is not None:
-            yield entry._replace(state=MISSING)
+            yield entry._replace(state=ROLLED_BACK if found.rolled_back else MISSING)
         else:
             yield Batch(database, schema, table, found.stem, ABANDONED if found.abandoned else OPEN)
     for entry in indexed.values():

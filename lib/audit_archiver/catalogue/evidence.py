@@ -179,7 +179,7 @@ def _accounted(store: Store, case: Case, key_texts: list[bytes], absent: set[int
     for other in leftovers.batches_since(store, table_dir, since):
         if not wanted:
             break
-        if other.recorded:
+        if other.recorded and not other.rolled_back:
             line = index.read_commit(store, other.stem)
             left_out = set(line.get("deleted", {}).get("left_out", ()))
             wanted.difference_update(text for place, text in enumerate(content.key_list(store, line)[1]) if place not in left_out)

@@ -118,22 +118,26 @@ def read_commit(store: Store, stem: str) -> dict[str, Any]:
 
 
 def manifest(store: Store, database: str, schema_name: str, table: str) -> Iterator[Entry]:
-    """Every archived batch of a table, once: the union of its segments and of the commit records without one.
+    """Every archived batch of a table, once: the union of its segments and of the commit records without one, less what was rolled back.
 
     Lists the table's objects once and reads a segment per 1,000 batches (REQ-S3-019, REQ-IDEM-004 as ruled).
     """
+    listed = [found.key for found in store.list(names.table_dir(store.prefix, database, schema_name, table))
+              if found.key.endswith((names.COMMIT, names.ROLLED_BACK))]
+    back = {key[:-len(names.ROLLED_BACK)] for key in listed if key.endswith(names.ROLLED_BACK)}
     seen: dict[str, str] = {}
     for found in store.list(names.index_dir(store.prefix, database, schema_name, table)):
         for each in read_segment(store, found.key):
             known = seen.get(each["stem"])
             if known is None:
                 seen[each["stem"]] = each["id"]
-                yield each
+                if each["stem"] not in back:
+                    yield each
             elif known != each["id"]:
                 raise Mismatch(f"the index of {schema_name}.{table} names two batches '{each['stem']}'")
-    for found in store.list(names.table_dir(store.prefix, database, schema_name, table)):
-        stem = found.key[:-len(names.COMMIT)]
-        if found.key.endswith(names.COMMIT) and stem not in seen:
+    for key in listed:
+        stem = key[:-len(names.COMMIT)]
+        if key.endswith(names.COMMIT) and stem not in seen and stem not in back:
             yield entry(read_commit(store, stem))
 
 

@@ -18,10 +18,10 @@ from audit_archiver.formats import metadata, names, schema
 from audit_archiver.objectstore.client import Store
 from audit_archiver.objectstore.errors import NotFound
 
-RUNS_DIR = ".runs/"
+RUNS_DIR, ROLLBACKS_DIR = ".runs/", ".rollbacks/"
 METADATA_BYTES_MOST = 64 << 20
 
-OBJECT = re.compile(r"(.*_batch_\d+)(\.jsonl\.gz|_(?:metadata|manifest|commit|abandoned|intent_\d+)\.json)")
+OBJECT = re.compile(r"(.*_batch_\d+)(\.jsonl\.gz|_(?:metadata|manifest|commit|abandoned|rolled_back|intent_\d+)\.json)")
 
 
 @dataclass
@@ -45,8 +45,13 @@ class Leftover:
 
     @property
     def recorded(self) -> bool:
-        """True if it is archived."""
+        """True if it was archived: its rows were deleted, and it needs no recovery."""
         return names.COMMIT in self.suffixes
+
+    @property
+    def rolled_back(self) -> bool:
+        """True if it was archived and its rows are back in the table."""
+        return names.ROLLED_BACK in self.suffixes
 
     @property
     def abandoned(self) -> bool:
@@ -57,7 +62,7 @@ class Leftover:
 def table_dirs(store: Store, database: str) -> list[str]:
     """The key prefixes of every table that was ever archived, also of tables no longer configured."""
     root = names.database_dir(store.prefix, database)
-    return [found for found in store.directories(root) if found != root + RUNS_DIR]
+    return [found for found in store.directories(root) if found not in (root + RUNS_DIR, root + ROLLBACKS_DIR)]
 
 
 def table_of(store: Store, table_dir: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from audit_archiver import log
-from audit_archiver.catalogue import carry_out, evidence, leftovers, owner, rewound, runs, staged
+from audit_archiver.catalogue import carry_out, evidence, leftovers, owner, rewound, rollbacks, runs, staged
 from audit_archiver.catalogue.decide import ABANDON, HOLD, RECORD, STOP, WAIT, Decision, decide
 from audit_archiver.catalogue.evidence import Case
 from audit_archiver.config.model import Config, Database
@@ -50,10 +50,12 @@ class Verdict:
 
 @dataclass
 class Outcome:
-    """Everything that one recovery of a database found and did. `held` says why a table must be left alone."""
+    """Everything that one recovery of a database found and did. `held` says why a table must be left alone, and so does
+    `rollbacks`, of tables whose rollback was interrupted."""
 
     verdicts: list[Verdict] = field(default_factory=list)
     held: dict[TableName, str] = field(default_factory=dict)
+    rollbacks: dict[TableName, str] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
 
@@ -97,7 +99,7 @@ class Recoverer:
         outcome = recover_database(self._config, self._store, database, control, self._run, tables, idle=self._run is not None,
                                    staging=self._staging)
         self.outcomes.setdefault(database.name, []).append(outcome)
-        return outcome.held
+        return {**outcome.rollbacks, **outcome.held}
 
     def end(self, database: Database, by: str) -> bool:
         """End the caller's run in a database after its last pipeline; False, and nothing is written, while a batch of it
@@ -140,7 +142,7 @@ class Recovery:
         self._unsettled: set[Optional[str]] = set()
 
     def all(self) -> Outcome:
-        """The whole of it: look whether the server was rewound, settle the batches, end the runs, sweep the staging."""
+        """The whole of it: look whether the server was rewound, settle the batches, end the runs, look for rollbacks, sweep the staging."""
         known = runs.listed(self._store, self._database.name)
         self._check_owner(known)
         self._check_rewound(known)
@@ -153,6 +155,8 @@ class Recovery:
             raise ConfigError(f"there is no undecided batch '{unknown[0]}' in database '{self._database.name}'",
                               hint="aa-recover --dry-run lists them")
         self._end_runs(known.open)
+        self._outcome.rollbacks = {table: words for table, words in rollbacks.words(self._store, self._database.name).items()
+                                   if self._tables is None or table in self._tables}
         if self._staging is not None:
             scope = None if self._tables is None else set(self._tables)
             self._outcome.forgotten = staged.sweep(self._store, self._staging, self._database.name, self._here.now,

@@ -66,7 +66,9 @@ def newest(store: Store, table_dir: str) -> Iterator[dict[str, Any]]:
         if not below:
             return
         day = max(below)
-    stems = [found.key[:-len(names.COMMIT)] for found in store.list(str(day)) if found.key.endswith(names.COMMIT)]
+    keys = [found.key for found in store.list(str(day))]
+    back = {key[:-len(names.ROLLED_BACK)] for key in keys if key.endswith(names.ROLLED_BACK)}  # their rows are there by intent
+    stems = [stem for key in keys if key.endswith(names.COMMIT) and (stem := key[:-len(names.COMMIT)]) not in back]
     for stem in sorted(stems, key=_order, reverse=True)[:NEWEST_BATCHES]:
         yield index.read_commit(store, stem)
 

@@ -1,8 +1,8 @@
 """List what is archived: batches, rows, date ranges, sizes and runs of each table.
 
 Reads the bucket and nothing else, no database and no row, and writes a list. Only a batch with a commit record is
-archived; one that a run left open, one that recovery abandoned, and one whose commit record is gone are shown as
-what they are and not counted. A rerun shows the same.
+archived; one that a run left open, one that recovery abandoned, one that was rolled back, and one whose commit record
+is gone are shown as what they are and not counted. A rerun shows the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 from typing import Any, Iterator, Optional, Sequence
 
 from audit_archiver import cli, config, exits, log
-from audit_archiver.catalogue.archived import ABANDONED, ARCHIVED, MISSING, OPEN, Batch
+from audit_archiver.catalogue.archived import ABANDONED, ARCHIVED, MISSING, OPEN, ROLLED_BACK, Batch
 from audit_archiver.cli import Command
 from audit_archiver.exits import ConfigError
 from audit_archiver.objectstore.client import Store, open_store
@@ -20,6 +20,7 @@ from audit_archiver.restore import choose
 
 NAME = "aa-ls"
 SAYS = {OPEN: "not archived: no commit record; aa-recover decides it", ABANDONED: "not archived: abandoned",
+        ROLLED_BACK: "not archived any more: rolled back, its rows are in the table again",
         MISSING: "its commit record is gone, though the index names it"}
 
 

@@ -75,7 +75,7 @@ def run(command: Command) -> int:
             log.error("recover.failed", f"{database.name}: {error.msg}", detail=error.detail, hint=error.hint, at=error.at, code=error.code)
             failures.append(error)
     _say(command, report)
-    held = any(verdict["verdict"] == HOLD for each in report for verdict in each["verdicts"])
+    held = any(each["rollbacks"] or any(verdict["verdict"] == HOLD for verdict in each["verdicts"]) for each in report)
     if failures:
         codes = {error.code for error in failures}
         return exits.SOME_FAILED if report else codes.pop() if len(codes) == 1 else exits.FAILED
@@ -103,7 +103,11 @@ def _recover(command: Command, settings: Config, store: Store, database: Databas
     for verdict in outcome.verdicts:
         if verdict.verdict == HOLD:
             log.error("recover.hold", f"{database.name}: {verdict.words}", **verdict.evidence, hint=_remedy(verdict))
+    for (schema, table), words in outcome.rollbacks.items():
+        log.error("recover.rollback", f"{database.name} {schema}.{table}: {words}", hint=f"'aa-rollback --database {database.name} --table "
+                  f"{schema}.{table}' goes on where it ended; the table is left alone until then")
     return {"database": database.name, "verdicts": [_as_json(verdict) for verdict in outcome.verdicts], "ended": outcome.ended,
+            "rollbacks": [{"schema": schema, "table": table, "why": words} for (schema, table), words in outcome.rollbacks.items()],
             "forgotten": outcome.forgotten, "removed": cleaned.objects, "uploads_given_up": cleaned.uploads, "kept": cleaned.kept}
 
 
@@ -141,6 +145,7 @@ def _text(found: dict[str, Any], dry_run: bool) -> list[str]:
     would = "would be " if dry_run else ""
     lines = [f"  {would if each['verdict'] in (RECORD, ABANDON) else ''}{words[each['verdict']]:9}  {each['batch']}  {each['why']}"
              for each in found["verdicts"]]
+    lines += [f"  held       {each['schema']}.{each['table']}  {each['why']}" for each in found["rollbacks"]]
     lines += [f"  run {run} is settled" for run in found["ended"]]
     lines += [f"  {would}removed from staging: {path}" for path in found["forgotten"]]
     lines += [f"  {would}removed: {key}" for key in found["removed"]]

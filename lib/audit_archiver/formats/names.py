@@ -16,7 +16,8 @@ METADATA = "_metadata.json"
 KEYS = "_manifest.json"
 COMMIT = "_commit.json"
 ABANDONED = "_abandoned.json"
-SUFFIXES = (DATA, METADATA, KEYS, COMMIT, ABANDONED)
+ROLLED_BACK = "_rolled_back.json"
+SUFFIXES = (DATA, METADATA, KEYS, COMMIT, ABANDONED, ROLLED_BACK)
 
 NAME_BYTES = 255  # of a directory or file in staging, and of a part of a key in a store on a file system
 KEY_BYTES = 1024  # of a whole object key: S3's limit
@@ -105,6 +106,16 @@ def run_start_key(prefix: str, database: str, run: str) -> str:
 def run_end_key(prefix: str, database: str, run: str) -> str:
     """The key that says every batch of a run is recorded or abandoned."""
     return f"{database_dir(prefix, database)}.runs/{run}-end.json"
+
+
+def rollbacks_dir(prefix: str, database: str) -> str:
+    """The key prefix of the records that rollbacks of a database began and ended."""
+    return f"{database_dir(prefix, database)}.rollbacks/"
+
+
+def rollback_key(prefix: str, database: str, rollback: str, event: str) -> str:
+    """The key of the record that a rollback of a table began ("start") or ended ("end")."""
+    return f"{rollbacks_dir(prefix, database)}{rollback}-{event}.json"
 
 
 def index_dir(prefix: str, database: str, schema: str, table: str) -> str:

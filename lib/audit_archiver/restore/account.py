@@ -77,7 +77,7 @@ class Account:
         value = {
             "format": "aa-restore", "version": 1, "restore": self.restore, "event": event,
             "at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "by": {"user": _user(), "host": socket.gethostname(), "archiver_version": __version__},
+            "by": by(),
             "dry_run": self.dry_run, "source": dict(zip(keys, self.source)), "target": {**dict(zip(keys, self.target)), "created": self.created},
             "asked": self.asked, "differences": self.differences, "outcome": self.outcome if event == END else "begun",
             "batches": {"chosen": self.chosen, "restored": len(self.objects), "restored_before": self.restored_before,
@@ -92,6 +92,11 @@ class Account:
     def put(self, store: Store, event: str) -> None:
         """Leave it in the bucket, under a name of its own."""
         store.put_new(names.restore_key(store.prefix, *self.source, self.restore, event), lines.dump(self.as_json(event)))
+
+
+def by() -> dict[str, str]:
+    """Who it is that restores: user, host, archiver_version."""
+    return {"user": _user(), "host": socket.gethostname(), "archiver_version": __version__}
 
 
 def _user() -> str:

@@ -80,7 +80,8 @@ def one(store: Store, key: str) -> Batch:
             hint="aa-recover decides what it is" if there else "'aa-ls' shows the keys") from None
     batch = line["batch"]
     entry = index.entry(line)
-    return Batch(batch["database"], batch["schema"], batch["table"], stem, archived.ARCHIVED, batch["run"], entry["number"], entry["id"],
+    state = archived.ARCHIVED if store.head(stem + names.ROLLED_BACK) is None else archived.ROLLED_BACK
+    return Batch(batch["database"], batch["schema"], batch["table"], stem, state, batch["run"], entry["number"], entry["id"],
                  entry["rows"], entry["first"], entry["last"], entry["bytes"], entry["gz_bytes"], entry["committed_at"])
 
 

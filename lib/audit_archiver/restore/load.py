@@ -62,12 +62,13 @@ class Conflict(Failed):
 
 
 class Loader:
-    """One connection that loads batch after batch. `statements_of` gives the SQL for a batch line, or refuses its shape."""
+    """One connection that loads batch after batch. `statements_of` gives the SQL for a batch line, or refuses its shape;
+    `fence` is called in each transaction before its first row goes in, and raises if it must not."""
 
     def __init__(self, store: Store, database: Database, target: Target, strategy: str, run: str, *, silent: bool,
-                 statements_of: Callable[[dict[str, Any]], Statements]) -> None:
+                 statements_of: Callable[[dict[str, Any]], Statements], fence: Optional[Callable[[connect.Connection], None]] = None) -> None:
         self._store, self._database, self._target, self._strategy, self._run = store, database, target, strategy, run
-        self._silent, self._statements_of = silent, statements_of
+        self._silent, self._statements_of, self._fence = silent, statements_of, fence
         self._connection: Optional[connect.Connection] = None
         self._ended = False
         self.pid: Optional[int] = None
@@ -145,6 +146,8 @@ class Loader:
                 staged, wrapped = staged + rows, wrapped or odd
             made = made if wrapped else made.direct
             points.point("restore.staged")
+            if self._fence is not None:
+                self._fence(connection)
             for statement in self._target.silence() if self._silent else ():
                 connect.execute(connection, statement)
             outcome = self._insert(connection, made, tuple(batch for batch, _ in lines), staged, careful)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Optional, Sequence
 
 from audit_archiver import log
 from audit_archiver.catalogue import archived
@@ -55,13 +55,16 @@ class Wanted:
 
 
 class Restoring:
-    """One table's restore. `report` gets the lines of the conflict report."""
+    """One table's restore. `report` gets the lines of the conflict report, `settled` hears of each outcome that is committed, and
+    `fence` is asked in each transaction whether it may."""
 
-    def __init__(self, store: Store, place: Place, wanted: Wanted, made: Account, report: Optional[BinaryIO]) -> None:
+    def __init__(self, store: Store, place: Place, wanted: Wanted, made: Account, report: Optional[BinaryIO],
+                 settled: Optional[Callable[[Outcome], None]] = None, fence: Optional[Callable[[connect.Connection], None]] = None) -> None:
         self._store, self._place, self._wanted, self.account, self._report = store, place, wanted, made, report
+        self._settled, self._fence = settled, fence
         self._shapes: dict[str, Optional[Statements]] = {}
         self._asking = threading.Lock()
-        self._target: Optional[Target] = None
+        self.target: Optional[Target] = None
         self._said = self._noted = time.monotonic()
         self._total = 0
 
@@ -94,7 +97,7 @@ class Restoring:
         if oid is None:
             oid = self._made(ddl)
         if oid is not None:
-            self._target = targets.look(control, self._place, oid)
+            self.target = targets.look(control, self._place, oid)
         watermark = self._watermark()
         if watermark is not None and not wanted.ignore_watermark:
             batches = self._not_yet(batches, watermark)
@@ -105,16 +108,16 @@ class Restoring:
         if wanted.dry_run:
             rehearse.rehearse(self._store, control, batches, RESOLUTIONS[wanted.conflicts], self._statements, self._done)
             return
-        assert self._target is not None
+        assert self.target is not None
         self.account.put(self._store, account.START)
         try:
             self._load(batches, watermark)
         finally:
             if watermark is not None:
                 watermark.put()
-        sequences.set_behind_rows(control, self._target)
+        sequences.set_behind_rows(control, self.target)
         if ddl is not None:
-            for error in ddl.finish(control, self._target.oid):
+            for error in ddl.finish(control, self.target.oid):
                 self.account.fail(error)
 
     def _made(self, ddl: Optional[create.Ddl]) -> Optional[int]:
@@ -130,9 +133,9 @@ class Restoring:
         return targets.find(self._control, self._place)
 
     def _watermark(self) -> Optional[Watermark]:
-        if not self._wanted.watermark or self._target is None:
+        if not self._wanted.watermark or self.target is None:
             return None
-        return Watermark(self._store, *self.account.source, self._target)
+        return Watermark(self._store, *self.account.source, self.target)
 
     def _not_yet(self, batches: Sequence[Batch], watermark: Watermark) -> list[Batch]:
         left = [batch for batch in batches if batch.id not in watermark.restored]
@@ -164,7 +167,7 @@ class Restoring:
             return self._shapes[shape]
 
     def _of_shape(self, batch: dict[str, Any], stem: str) -> Optional[Statements]:
-        wanted, target = self._wanted, self._target
+        wanted, target = self._wanted, self.target
         columns = [(name, kind) for name, kind in batch["columns"]]
         if target is None:
             if wanted.filtered:
@@ -219,7 +222,7 @@ class Restoring:
                  gz_bytes=packed, bytes=size)
 
     def _load(self, batches: Sequence[Batch], watermark: Optional[Watermark]) -> None:
-        wanted, target = self._wanted, self._target
+        wanted, target = self._wanted, self.target
         assert target is not None
         # in order where one version of a row may go over another, and where ALTER TABLE would have them wait for each other
         ordered = wanted.conflicts != FAIL or wanted.silent
@@ -228,10 +231,12 @@ class Restoring:
         single = wanted.filtered or wanted.conflicts != FAIL  # so that it is known which batch is whole, and whose key came twice
         groups = ([batch] for batch in batches) if single else crew.groups(batches, together)
         loaders = [Loader(self._store, self._place.database, target, wanted.conflicts, self.account.restore, silent=wanted.silent,
-                          statements_of=self._statements) for _ in range(min(many, len(batches)))]
+                          statements_of=self._statements, fence=self._fence) for _ in range(min(many, len(batches)))]
 
         def done(outcome: Outcome) -> None:
             self._done(outcome)
+            if self._settled is not None and outcome.failure is None:
+                self._settled(outcome)
             if watermark is not None and outcome.whole:
                 watermark.add(outcome.batches)
                 if time.monotonic() - self._noted > WATERMARK_S:

@@ -58,6 +58,27 @@ class Watermark:
         self._new.clear()
         points.point("restore.watermark.put")
 
+    def forget(self, batches: Iterable[Batch], every: Iterable[Batch]) -> None:
+        """These are to be restored again when they are archived again: out of the set, and the date is that of what is left.
+
+        `every` is what is known of the table's batches. Rows that are archived again in the same batches bear the same ids.
+        """
+        gone = {batch.id for batch in batches}
+        value = self._read()
+        entry = self._entry(value)
+        if entry is None or not gone.intersection(entry["batches"]):
+            return
+        entry["batches"] = [each for each in entry["batches"] if each not in gone]
+        left = [batch for batch in every if batch.id in entry["batches"] and batch.last is not None]
+        if left:
+            newest = max(left, key=lambda batch: choose.second(str((batch.last or [""])[0])))
+            assert newest.last is not None
+            entry["date"], entry["s3_key"] = str(newest.last[0]), newest.key
+        if not entry["batches"]:
+            value["targets"].remove(entry)
+        self._store.put_over(self._key, lines.dump(value))
+        self.restored = frozenset(entry["batches"])
+
     def _read(self) -> dict[str, Any]:
         what = f"'{self._store.url(self._key)}'"
         try:
