@@ -28,8 +28,8 @@ class Restored:
     def archive(self, *plan: str) -> list[dict[str, Any]]:
         """Archive what is due; the commit records' lines."""
         until(lambda: int(time.time()) != self._second, "a new second has begun: exported by hand, a batch's name is its second and number")
-        self._second = int(time.time())
         lines = self.hand.export(*plan)
+        self._second = int(time.time())
         deleted = self.hand.delete(lines)
         assert deleted.rc == 0, deleted.err
         return [json.loads(line) for line in self.hand.must("aa-record", stdin=deleted.out).out.split(b"\n") if line]
