@@ -18,7 +18,7 @@ from tests.crash.scene import ARCHIVE, QUICK, RECOVER, TXN, Crash, Scene, troubl
 from tests.ground.kill import go_on, kill, kill_family
 from tests.ground.wait import until
 
-SWEPT = [point for point in POINTS if not point.startswith("restore.")]  # those: tests/stages/test_restore_killed.py
+SWEPT = [point for point in POINTS if not point.startswith(("restore.", "rollback."))]  # those: test_restore_killed.py, test_aa_rollback.py
 LONG = os.environ.get("AA_CRASH") == "long"
 HELD, LATE = "held", "late"
 STAGE, DRIVER, SLEEPER = "stage", "driver", "sleeper"
