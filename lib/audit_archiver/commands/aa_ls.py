@@ -48,8 +48,7 @@ def run(command: Command) -> int:
     """List table after table, as they are read."""
     args = command.args
     settings = config.load(args.config, command.env)
-    log.set_level(settings.observability.log_level)
-    log.set_style(settings.observability.log_format)
+    log.follow(settings.observability)
     start, end = dates.start(args.start_date), dates.end(args.end_date)
     dates.check_order(start, end)
     if args.s3_key and (args.database or args.table or start or end or args.run):

@@ -85,8 +85,7 @@ def run(command: Command) -> int:
     """Restore table after table; one that fails does not stop the next."""
     args = command.args
     settings = config.load(args.config, command.env)
-    log.set_level(settings.observability.log_level)
-    log.set_style(settings.observability.log_format)
+    log.follow(settings.observability)
     wanted = _wanted(args, settings)
     restore = names.run_id(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), int.from_bytes(os.urandom(4), "big"))  # in containers pids repeat
     log.bind(run_id=restore)
