@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
@@ -16,6 +17,7 @@ from audit_archiver import config, lines
 from audit_archiver.formats import names
 from audit_archiver.objectstore.client import Store
 from tests.ground.run import Result, run_stage
+from tests.ground.wait import until
 
 STAGES = ("aa-select", "aa-serialize", "aa-upload", "aa-verify")
 
@@ -29,6 +31,7 @@ class ByHand:
         self.staging = self.settings.staging_dir
         self.env = {"AA_CONFIG": str(path)}
         self.store = Store(self.settings.s3)
+        self._second = 0
 
     def run(self, name: str, argv: Sequence[str] = (), stdin: bytes = b"", env: Optional[Mapping[str, str]] = None) -> Result:
         """One command."""
@@ -36,9 +39,11 @@ class ByHand:
 
     def export(self, *plan: str, upto: str = "aa-verify", run: Optional[str] = None) -> list[dict[str, Any]]:
         """Every batch of a plan as the stages up to `upto` leave it."""
+        until(lambda: int(time.time()) != self._second, "a new second has begun: exported by hand, a batch's name is its second and number")
         data = self.must("aa-plan", plan, env={"AA_RUN": run} if run else None).out
         for stage in STAGES[:STAGES.index(upto) + 1]:
             data = self.must(stage, stdin=data).out
+        self._second = int(time.time())
         return [json.loads(line) for line in data.split(b"\n") if line]
 
     def must(self, name: str, argv: Sequence[str] = (), stdin: bytes = b"", env: Optional[Mapping[str, str]] = None) -> Result:
