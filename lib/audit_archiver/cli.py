@@ -13,6 +13,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import signal
 import socket
 import stat
@@ -67,6 +68,11 @@ class Command:
         """How long it has worked until now: its life without the waiting for input."""
         return time.monotonic() - self._began - (self._source.waited_s if self._source else 0.0)
 
+    @property
+    def as_text(self) -> bool:
+        """Whether the report is for people: --output text, or a terminal without --output."""
+        return (self.args.output or ("text" if self.sink.stream.isatty() else "json")) == "text"
+
     def source(self) -> lines.Source:
         """The input: the FILE arguments in order ("-" is stdin), or stdin. Raises ConfigError for a missing file."""
         inputs: list[Any] = []
@@ -78,6 +84,13 @@ class Command:
             inputs.append(self.stdin if name == "-" else name)
         self._source = lines.Source(inputs, self.sink.stream)
         return self._source
+
+
+def at_least_one(argument: str) -> int:
+    """An argument that is a whole number from 1 on, of 18 digits at most."""
+    if not re.fullmatch(r"[0-9]{1,18}", argument) or int(argument) < 1:
+        raise argparse.ArgumentTypeError(f"'{argument}' is no number from 1 on")
+    return int(argument)
 
 
 def text(argument: str) -> str:

@@ -6,7 +6,7 @@ a code with "I could not look" (5, 6, 7). Man pages generate their EXIT STATUS f
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Iterable, Optional
 
 OK = 0
 SOME_FAILED = 1
@@ -29,6 +29,16 @@ TABLE = {
     NETWORK: "the database or the object store could not be reached",
     READER_GONE: "the reader of the output went away (128 + SIGPIPE)",
 }
+
+
+def combined(codes: Iterable[int]) -> int:
+    """The code of several pieces of work: 0 if all is done; 1 if some failed; all for one reason: its code; else 2 (Appendix D)."""
+    found = set(codes)
+    if not found - {OK}:
+        return OK
+    if found & {OK, SOME_FAILED}:
+        return SOME_FAILED
+    return found.pop() if len(found) == 1 else FAILED
 
 
 class ArchiverError(Exception):

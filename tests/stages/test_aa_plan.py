@@ -245,7 +245,7 @@ def test_tables_and_databases_can_be_chosen(planned: Planner, db: Any) -> None:
     (("--table", "b"), "'b' means 'public.b' and 'audit.b' in database '{name}'", "write SCHEMA.TABLE"),
     (("--start-date", "soon"), "--start-date 'soon' is neither a date nor a time", None),
     (("--start-date", "2025-01-02", "--end-date", "2025-01-01"), "--start-date is not before --end-date", None),
-    (("--limit", "0"), "argument --limit: '0' is no number of rows from 1 on", None),
+    (("--limit", "0"), "argument --limit: '0' is no number from 1 on", None),
     (("--batch-size", "50001"), "argument --batch-size: '50001' is more than 50000 rows", None),
     (("--count", "guess"), "argument --count: invalid choice: 'guess'", None),
     (("extra",), "unrecognized arguments: extra", None),

@@ -10,9 +10,9 @@ import pytest
 from audit_archiver import exits
 from audit_archiver.config.model import S3, Database
 from audit_archiver.driver import ask, report, results, summary
-from audit_archiver.driver.results import DatabaseResult, Run, TableResult, Warned, exit_code, table_results
+from audit_archiver.driver.results import DatabaseResult, Run, TableResult, Warned, table_results
 from audit_archiver.driver.vacuum import Reclaimed
-from audit_archiver.exits import ArchiverError, ConfigError, LockHeld, Mismatch, NetworkError, PermissionDenied
+from audit_archiver.exits import ArchiverError, ConfigError, LockHeld, Mismatch, NetworkError, PermissionDenied, combined
 from audit_archiver.formats import schema
 from audit_archiver.holder.notes import JobNotes, key_of
 from audit_archiver.postgres.space import Space
@@ -49,7 +49,7 @@ def run_of(*tables: TableResult, **values: Any) -> Run:
     made = Run("20251230T021545Z-4711", "2025-12-30T02:15:45Z", "audit-archives", "archives/", **values)
     phases = {"select": 12.1, "serialize": 9.2, "upload": 18.2, "verify": 11.3, "delete": 8.4, "record": 4.1, "vacuum": 14.2}
     made.databases = [DatabaseResult("prod", "db1.example.com", list(tables), "15.18", [], phases)]
-    made.exit = exit_code(made.tables)
+    made.exit = combined(table.code for table in made.tables)
     return made
 
 
@@ -130,7 +130,7 @@ def failed(error: ArchiverError) -> TableResult:
     ([TableResult("d", "s", "t", "done", failing=1)], 1), ([TableResult("d", "s", "t", "done", locked=5)], 0),
 ])
 def test_the_exit_code_says_all_some_or_the_one_reason_for_none(tables: list[TableResult], code: int) -> None:
-    assert exit_code(tables) == code
+    assert combined(table.code for table in tables) == code
 
 
 @pytest.mark.req("REQ-OBS-012", "REQ-VAC-006")

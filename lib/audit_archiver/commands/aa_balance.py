@@ -73,16 +73,15 @@ def run(command: Command) -> int:
 def _weighed(command: Command, database: Database, table: Table, scale: Scale, ledger: RowLedger, header: Optional[dict[str, Any]]) -> int:
     """Say each row that is not where it must be, then the sum; write the baseline if all is well."""
     args = command.args
-    text = (args.output or ("text" if command.sink.stream.isatty() else "json")) == "text"
     wrong: Counter[str] = Counter()
     for leaf, key, what in ledger.uneven(against=header is not None):
         wrong[what] += 1
         if not args.quiet:
-            _say_row(command, text, f"{scale.leaves[leaf].schema}.{scale.leaves[leaf].table}", key, what)
+            _say_row(command, f"{scale.leaves[leaf].schema}.{scale.leaves[leaf].table}", key, what)
     sums = ledger.sums(against=header is not None)
     code = exits.FAILED if wrong else exits.OK
     if not args.quiet:
-        _say_sum(command, text, database, table, scale, sums, wrong, header, code)
+        _say_sum(command, database, table, scale, sums, wrong, header, code)
     if scale.undecided:
         log.warning("balance.undecided", f"{scale.undecided} batches have no commit record and are not counted", hint="aa-recover decides them")
     if wrong:
@@ -102,16 +101,16 @@ def _make(path: Path, database: Database, scale: Scale, ledger: RowLedger, wrong
     log.info("balance.baseline", f"{rows} rows in '{path}'", rows=rows)
 
 
-def _say_row(command: Command, text: bool, table: str, key: bytes, what: str) -> None:
-    if text:
+def _say_row(command: Command, table: str, key: bytes, what: str) -> None:
+    if command.as_text:
         command.sink.write(f"{what}: {table} ".encode() + key + b"\n")
     else:  # the key as it stands: no number of it goes through Python
         command.sink.write(b'{"table":%s,"key":[%s],"row":"%s"}\n' % (json.dumps(table, ensure_ascii=False).encode(), key, what.encode()))
 
 
-def _say_sum(command: Command, text: bool, database: Database, table: Table, scale: Scale, sums: Sums, wrong: Counter[str],
+def _say_sum(command: Command, database: Database, table: Table, scale: Scale, sums: Sums, wrong: Counter[str],
              header: Optional[dict[str, Any]], code: int) -> None:
-    if not text:
+    if not command.as_text:
         command.sink.emit({
             "format": "aa-balance", "version": 1, "archiver_version": __version__, "database": database.name, "schema": table.schema,
             "table": table.name, "exit": code, "in_table": sums.in_table, "archived": sums.archived, "undecided": scale.undecided,

@@ -40,6 +40,5 @@ def run(command: Command) -> int:
     settings = config.load(args.config, command.env)
     log.follow(settings.observability)
     wanted = selected(settings, Selection(databases=tuple(args.database), tables=tuple(args.table)))
-    form = args.output or ("text" if command.sink.stream.isatty() else "json")
     return validate.run(settings, wanted, config.staging_root(settings, None, command.env),
-                        write=(lambda data: None) if args.quiet else command.sink.write, text=form == "text")
+                        write=(lambda data: None) if args.quiet else command.sink.write, text=command.as_text)

@@ -194,8 +194,7 @@ def _asked(names: list[str]) -> bool:
 def _tell(command: Command, report: list[dict[str, Any]]) -> None:
     if command.args.quiet:
         return
-    form = command.args.output or ("text" if command.sink.stream.isatty() else "json")
-    if form == "json":
+    if not command.as_text:
         command.sink.emit({"format": "aa-lock", "version": 1, "databases": [
             {**each, "holders": [{key: value for key, value in holder.items() if key != "words"} for holder in each["holders"]]}
             for each in report]})

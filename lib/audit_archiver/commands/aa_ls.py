@@ -13,9 +13,8 @@ from typing import Any, Iterator, Optional, Sequence
 from audit_archiver import cli, config, exits, log
 from audit_archiver.catalogue.archived import ABANDONED, ARCHIVED, MISSING, OPEN, ROLLED_BACK, Batch
 from audit_archiver.cli import Command
-from audit_archiver.exits import ConfigError
+from audit_archiver.commands import selection_flags
 from audit_archiver.objectstore.client import Store, open_store
-from audit_archiver.preflight import dates
 from audit_archiver.restore import choose
 
 NAME = "aa-ls"
@@ -32,14 +31,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def build_parser() -> cli.Parser:
     """The options."""
     parser = cli.parser(NAME, __doc__)
-    parser.add_argument("--database", metavar="DB", action="append", default=[], type=cli.text,
-                        help="list this database only, configured or not; may be repeated (default: every configured one)")
-    parser.add_argument("--table", metavar="[SCHEMA.]TABLE", action="append", default=[], type=cli.text,
-                        help="list this table only; may be repeated (default: every table that was ever archived)")
-    parser.add_argument("--start-date", metavar="DATE", help="list only batches with rows from then on: a date (UTC) or an RFC 3339 time")
-    parser.add_argument("--end-date", metavar="DATE", help="list only batches with rows before then; a date includes that day")
-    parser.add_argument("--run", metavar="RUN", help="list only what this run archived")
-    parser.add_argument("--s3-key", metavar="KEY", help="list only the batch of this object")
+    selection_flags.add(parser, "list")
     parser.add_argument("--output", choices=("text", "json"), help="form of the list (default: text on a terminal, json elsewhere)")
     return parser
 
@@ -49,19 +41,14 @@ def run(command: Command) -> int:
     args = command.args
     settings = config.load(args.config, command.env)
     log.follow(settings.observability)
-    start, end = dates.start(args.start_date), dates.end(args.end_date)
-    dates.check_order(start, end)
-    if args.s3_key and (args.database or args.table or start or end or args.run):
-        raise ConfigError("--s3-key names one batch already", hint="leave the other selections out")
+    selection = selection_flags.chosen(args)
     store = open_store(settings, watch=command.sink.stream)
-    selection = choose.Selection(tuple(args.table), start, end, args.run)
-    form = args.output or ("text" if command.sink.stream.isatty() else "json")
     lost = 0
     for found in [[choose.one(store, args.s3_key)]] if args.s3_key else _listed(
             store, args.database or [database.name for database in settings.databases], selection):
         lost += sum(batch.state == MISSING for batch in found)
         if not args.quiet:
-            _write(command, form, found)
+            _write(command, found)
     if lost:
         log.error("ls.missing", f"{lost} batches have lost their commit record", hint="the index names them; restore the objects of the "
                   "bucket from a version or a replica, and do not archive these tables until then", code=exits.FAILED)
@@ -74,8 +61,8 @@ def _listed(store: Store, databases: Sequence[str], selection: choose.Selection)
             yield choose.batches(store, database, schema, table, selection)
 
 
-def _write(command: Command, form: str, found: list[Batch]) -> None:
-    if form == "json":
+def _write(command: Command, found: list[Batch]) -> None:
+    if not command.as_text:
         for batch in found:
             command.sink.emit(as_json(batch))
     elif found:

@@ -132,8 +132,7 @@ def _say(command: Command, report: list[dict[str, Any]]) -> None:
     """The report: nothing under --quiet."""
     if command.args.quiet:
         return
-    form = command.args.output or ("text" if command.sink.stream.isatty() else "json")
-    if form == "json":
+    if not command.as_text:
         command.sink.emit({"format": "aa-recover", "version": 1, "dry_run": command.args.dry_run, "databases": report})
         return
     for each in report:

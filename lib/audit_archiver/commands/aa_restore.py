@@ -71,9 +71,9 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--ignore-watermark", action="store_true", help="look also at batches that were restored into this table before")
     parser.add_argument("--disable-triggers", action="store_true",
                         help="keep the table's own triggers from firing on the restored rows; takes a lock that writers wait for")
-    parser.add_argument("--batch-size", metavar="ROWS", type=_count, default=50_000,
+    parser.add_argument("--batch-size", metavar="ROWS", type=cli.at_least_one, default=50_000,
                         help="load as many batches in one transaction as have this many rows, at least one (default: %(default)s rows)")
-    parser.add_argument("--in-flight", metavar="N", type=_count, default=2,
+    parser.add_argument("--in-flight", metavar="N", type=cli.at_least_one, default=2,
                         help="load so many transactions side by side, where conflicts are not to be settled (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true",
                         help="write nothing: prove the objects, compare with the table in a read-only transaction, and say what would be done")
@@ -110,14 +110,9 @@ def run(command: Command) -> int:
                 made.fail(error)
                 log.error("restore.stopped", error.msg, detail=error.detail, hint=error.hint, at=error.at, sqlstate=error.sqlstate, code=error.code)
             finally:
-                _end(store, made)
+                made.end(store)
             _say(command, made)
-    codes = {made.code for made in accounts if made.failures}
-    if not codes:
-        return exits.OK
-    if any(not made.failures for made in accounts):
-        return exits.SOME_FAILED
-    return codes.pop() if len(codes) == 1 else exits.FAILED
+    return exits.combined(made.code for made in accounts)
 
 
 def _wanted(args: Any, settings: Config) -> Wanted:
@@ -186,23 +181,11 @@ def _report(path: Optional[str]) -> Iterator[Optional[BinaryIO]]:
         yield file
 
 
-def _end(store: Store, made: Account) -> None:
-    """Leave the record of the restore in the bucket. Rows are in the table or not whatever becomes of it."""
-    if made.dry_run or not (made.objects or made.failures):
-        return
-    try:
-        made.put(store, account.END)
-    except ArchiverError as error:
-        log.error("restore.record", f"the record of this restore could not be written: {error.msg}", hint=error.hint, code=error.code)
-        made.fail(error)
-
-
 def _say(command: Command, made: Account) -> None:
     """The report: nothing under --quiet."""
     if command.args.quiet:
         return
-    form = command.args.output or ("text" if command.sink.stream.isatty() else "json")
-    if form == "json":
+    if not command.as_text:
         command.sink.emit(made.as_json(account.END))
         return
     would = "would be " if made.dry_run else ""
@@ -221,9 +204,3 @@ def _equation(argument: str) -> tuple[str, str]:
     if not name or not equals:
         raise ConfigError(f"--where '{argument}' is no equation", hint="write COL=VALUE")
     return name, value
-
-
-def _count(argument: str) -> int:
-    if not argument.isascii() or not argument.isdigit() or int(argument) < 1:
-        raise ConfigError(f"'{argument}' is no number from 1 on")
-    return int(argument)

@@ -20,7 +20,7 @@ from audit_archiver.catalogue.recover import recover_database
 from audit_archiver.catalogue.rollbacks import Open
 from audit_archiver.cli import Command
 from audit_archiver.config.model import Config, Database
-from audit_archiver.exits import ArchiverError, ConfigError, Failed, LockHeld
+from audit_archiver.exits import ConfigError, Failed, LockHeld
 from audit_archiver.formats import names
 from audit_archiver.objectstore.client import Store, open_store
 from audit_archiver.postgres import connect, lock_holders, locks, witness
@@ -47,8 +47,8 @@ def build_parser() -> cli.Parser:
                         help="the table that the rows came from (default: every table that --run archived); alone, it goes on with a rollback "
                              "of the table that was interrupted")
     parser.add_argument("--run", metavar="RUN", help="undo what this run archived; aa-ls shows the runs")
-    parser.add_argument("--last", metavar="N", type=_count, help="undo only the last N batches of the table, or of the run in the table")
-    parser.add_argument("--window", metavar="HOURS", type=_count, default=WINDOW_HOURS,
+    parser.add_argument("--last", metavar="N", type=cli.at_least_one, help="undo only the last N batches of the table, or of the run in the table")
+    parser.add_argument("--window", metavar="HOURS", type=cli.at_least_one, default=WINDOW_HOURS,
                         help="refuse batches that were archived more than so many hours ago (default: %(default)s hours)")
     parser.add_argument("--force", action="store_true", help="undo them also outside the window, and ask nothing on a terminal")
     parser.add_argument("--disable-triggers", action="store_true",
@@ -87,12 +87,7 @@ def run(command: Command) -> int:
         accounts = [_one(command, settings, store, control, each, scope is not None) for each in parts]
     finally:
         locks.release(control, scope)
-    codes = {made.code for made in accounts if made.failures}
-    if not codes:
-        return exits.OK
-    if any(not made.failures for made in accounts):
-        return exits.SOME_FAILED
-    return codes.pop() if len(codes) == 1 else exits.FAILED
+    return exits.combined(made.code for made in accounts)
 
 
 def _one(command: Command, settings: Config, store: Store, control: connect.Connection, wanted: Part, per_table: bool) -> Account:
@@ -106,12 +101,7 @@ def _one(command: Command, settings: Config, store: Store, control: connect.Conn
         place = targets.parse(None, settings, *source)
         oid = targets.find(control, place) if per_table else None
         roll_back(store, place, wanted, made, Lock(control, oid, place.title), silent=args.disable_triggers)
-    if not made.dry_run and (made.objects or made.failures):
-        try:
-            made.put(store, account.END)
-        except ArchiverError as error:
-            log.error("restore.record", f"the record of this restore could not be written: {error.msg}", hint=error.hint, code=error.code)
-            made.fail(error)
+    made.end(store)
     _say(command, made)
     return made
 
@@ -199,8 +189,7 @@ def _say(command: Command, made: Account) -> None:
     """The report: nothing under --quiet."""
     if command.args.quiet:
         return
-    form = command.args.output or ("text" if command.sink.stream.isatty() else "json")
-    if form == "json":
+    if not command.as_text:
         command.sink.emit(made.as_json(account.END))
         return
     would = "would be " if made.dry_run else ""
@@ -209,9 +198,3 @@ def _say(command: Command, made: Account) -> None:
              f"there already, {made.conflicts:,} in conflict; {made.sampled:,} rows compared; {time.monotonic() - made.began:,.1f} s"]
     lines += [f"  failed: {each['s3_key'] or ''} {each['msg']}" for each in made.failures]
     command.sink.write("".join(line + "\n" for line in lines).encode())
-
-
-def _count(argument: str) -> int:
-    if not argument.isascii() or not argument.isdigit() or int(argument) < 1:
-        raise ConfigError(f"'{argument}' is no number from 1 on")
-    return int(argument)

@@ -12,10 +12,9 @@ from typing import Optional, Sequence
 
 from audit_archiver import cli, config, log
 from audit_archiver.cli import Command
+from audit_archiver.commands import selection_flags
 from audit_archiver.exits import ConfigError
 from audit_archiver.objectstore.client import open_store
-from audit_archiver.preflight import dates
-from audit_archiver.restore.choose import Selection
 from audit_archiver.validate import findings, in_table, subset
 from audit_archiver.validate.run import say, validate
 from audit_archiver.validate.table import Asked
@@ -31,14 +30,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def build_parser() -> cli.Parser:
     """The options."""
     parser = cli.parser(NAME, __doc__)
-    parser.add_argument("--database", metavar="DB", action="append", default=[], type=cli.text,
-                        help="validate this database only, configured or not; may be repeated (default: every configured one)")
-    parser.add_argument("--table", metavar="[SCHEMA.]TABLE", action="append", default=[], type=cli.text,
-                        help="validate this table only; may be repeated (default: every table that was ever archived)")
-    parser.add_argument("--start-date", metavar="DATE", help="only batches with rows from then on: a date (UTC) or an RFC 3339 time")
-    parser.add_argument("--end-date", metavar="DATE", help="only batches with rows before then; a date includes that day")
-    parser.add_argument("--run", metavar="RUN", help="only what this run archived")
-    parser.add_argument("--s3-key", metavar="KEY", help="only the batch of this object")
+    selection_flags.add(parser, "validate")
     parser.add_argument("--depth", choices=findings.DEPTHS, default=findings.FULL,
                         help="light: listing, sizes, ETags, commit records, metadata; sample: also a random part of the key lists and data "
                              "objects, read to their ends; full: all of them (default: %(default)s)")
@@ -57,19 +49,17 @@ def run(command: Command) -> int:
     args = command.args
     settings = config.load(args.config, command.env)
     log.follow(settings.observability)
-    start, end = dates.start(args.start_date), dates.end(args.end_date)
-    dates.check_order(start, end)
-    if args.s3_key and (args.database or args.table or start or end or args.run or args.subset != subset.WHOLE):
-        raise ConfigError("--s3-key names one batch already", hint="leave the other selections out")
+    selection = selection_flags.chosen(args)
+    if args.s3_key and args.subset != subset.WHOLE:
+        raise ConfigError("--s3-key names one batch already", hint="leave --subset out")
     if args.execute and not args.repair:
         raise ConfigError("--execute belongs to --repair", hint="add --repair, or leave --execute out")
     if args.repair and (args.s3_key or args.subset != subset.WHOLE):
         raise ConfigError("--repair looks at every batch of a table", hint="leave --subset and --s3-key out")
     if args.against_table == in_table.YES and args.depth == findings.LIGHT:
         raise ConfigError("--against-table yes needs the keys, and depth light reads none", hint="use --depth sample or full")
-    asked = Asked(Selection(tuple(args.table), start, end, args.run), args.depth, args.subset, args.repair, args.execute)
+    asked = Asked(selection, args.depth, args.subset, args.repair, args.execute)
     store = open_store(settings, watch=command.sink.stream)
     report = validate(settings, store, args.database or [database.name for database in settings.databases], asked,
                       against_table=args.against_table, s3_key=args.s3_key)
-    text = (args.output or ("text" if command.sink.stream.isatty() else "json")) == "text"
-    return say(report, write=(lambda data: None) if args.quiet else command.sink.write, text=text)
+    return say(report, write=(lambda data: None) if args.quiet else command.sink.write, text=command.as_text)

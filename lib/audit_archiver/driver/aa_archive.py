@@ -105,7 +105,7 @@ def _at_once(command: Command, settings: Config) -> int:
 
 def _look_only(command: Command, settings: Config, wanted: Sequence[tuple[Database, list[Table]]], chosen: Selection, run_id: str) -> int:
     """--validate-only, --verify-archives and --dry-run: nothing is locked, archived or deleted."""
-    text = _as_text(command)
+    text = command.as_text
     write = (lambda data: None) if command.args.quiet else command.sink.write
     if command.args.validate_only:
         return validate.run(settings, wanted, config.staging_root(settings, None, command.env), write=write, text=text)
@@ -124,10 +124,6 @@ def _verify_archives(settings: Config, wanted: Sequence[Part], chosen: Selection
     return say(validate(settings, open_store(settings), [database.name for database, _ in wanted], asked), write=write, text=text)
 
 
-def _as_text(command: Command) -> bool:
-    return (command.args.output or ("text" if command.sink.stream.isatty() else "json")) == "text"
-
-
 class Archive:
     """One run over all chosen databases: what it is doing, and what it came to."""
 
@@ -138,7 +134,7 @@ class Archive:
         self._log_format = settings.observability.log_format if asked == "auto" else asked
         self._style = progress.style_of(sys.stderr, self._args.quiet, self._log_format)
         self._progress = progress.Progress(sys.stderr, self._style)
-        self._text = _as_text(command) and not self._args.quiet
+        self._text = command.as_text and not self._args.quiet
         self._began = time.monotonic()
         self._write: Callable[[bytes], Any] = self._sink.write
         self._tell: Optional[workers.Tell] = None
@@ -274,7 +270,7 @@ class Archive:
         """Report, and the exit code of Appendix D for all that was done."""
         run = self._run
         run.seconds = time.monotonic() - self._began
-        run.exit = results.exit_code(run.tables)
+        run.exit = exits.combined(table.code for table in run.tables)
         if self.signals.count:
             run.stopped_by, run.exit = signal.Signals(self.signals.first or 0).name, self.signals.exit_code
         if not self._args.quiet:

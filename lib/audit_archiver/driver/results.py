@@ -151,13 +151,3 @@ def _refusal(why: Mapping[str, Any]) -> ArchiverError:
     error = ArchiverError(why["msg"], at=why.get("at"))
     error.code = why["code"]
     return error
-
-
-def exit_code(tables: Sequence[TableResult]) -> int:
-    """0 if every table is done or had nothing to do; 1 if some failed; all for one reason: its code; else 2 (Appendix D)."""
-    codes = {table.code for table in tables}
-    if not codes - {exits.OK}:
-        return exits.OK
-    if codes & {exits.OK, exits.SOME_FAILED}:
-        return exits.SOME_FAILED
-    return codes.pop() if len(codes) == 1 else exits.FAILED

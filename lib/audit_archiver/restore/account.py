@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from audit_archiver import __version__, lines
+from audit_archiver import __version__, lines, log
 from audit_archiver.catalogue.archived import Batch
 from audit_archiver.exits import ArchiverError
 from audit_archiver.formats import names, schema
@@ -92,6 +92,16 @@ class Account:
     def put(self, store: Store, event: str) -> None:
         """Leave it in the bucket, under a name of its own."""
         store.put_new(names.restore_key(store.prefix, *self.source, self.restore, event), lines.dump(self.as_json(event)))
+
+    def end(self, store: Store) -> None:
+        """Leave its end in the bucket, if anything was done. Rows are in the table or not whatever becomes of it."""
+        if self.dry_run or not (self.objects or self.failures):
+            return
+        try:
+            self.put(store, END)
+        except ArchiverError as error:
+            log.error("restore.record", f"the record of this restore could not be written: {error.msg}", hint=error.hint, code=error.code)
+            self.fail(error)
 
 
 def by() -> dict[str, str]:

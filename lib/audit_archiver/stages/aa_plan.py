@@ -55,7 +55,7 @@ def add_selection(parser: cli.Parser) -> None:
                         help="leave older rows in place: a date (its 00:00 UTC) or an RFC 3339 time")
     parser.add_argument("--end-date", metavar="D",
                         help="leave later rows in place: a date (the day is included) or an RFC 3339 time (it is not)")
-    parser.add_argument("--limit", metavar="ROWS", type=_at_least_one,
+    parser.add_argument("--limit", metavar="ROWS", type=cli.at_least_one,
                         help="take at most that many rows of each table (default: all that are eligible)")
     parser.add_argument("--batch-size", metavar="ROWS", type=_batch_rows,
                         help=f"rows of a table's first batch, up to {BATCH_ROWS_MAX} (default: as configured)")
@@ -158,14 +158,8 @@ def new_run(env: Mapping[str, str]) -> str:
     return given or names.run_id(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), os.getpid())
 
 
-def _at_least_one(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of rows from 1 on")
-    return int(text)
-
-
 def _batch_rows(text: str) -> int:
-    rows = _at_least_one(text)
+    rows = cli.at_least_one(text)
     if rows > BATCH_ROWS_MAX:
         raise argparse.ArgumentTypeError(f"'{text}' is more than {BATCH_ROWS_MAX} rows")
     return rows
