@@ -8,9 +8,11 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 T ?= all
 ARGS ?=
+WORKERS ?= 2
 COVERAGE_MIN ?= 90
 
 PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 STAMP := $(VENV)/.installed
 HOME_LIB := $(PREFIX)/lib/audit-archiver
 
@@ -27,7 +29,8 @@ help:
 	@echo 'make demo         archive a real table to a real S3 server on this machine, restore it, and prove it (3 minutes)'
 	@echo 'make demo-clean   stop and remove what the demo left running'
 	@echo 'make test         all tests; T=unit|stages|pipes|crash for a part, ARGS="-x -k name" for pytest,'
-	@echo '                  AA_PG=embedded or AA_PG=11..18 for another PostgreSQL than the one on this machine'
+	@echo '                  AA_PG=embedded or AA_PG=11..18 for another PostgreSQL than the one on this machine,'
+	@echo '                  WORKERS=$(WORKERS) processes with servers of their own share the tests (0: none, for --pdb)'
 	@echo 'make coverage     which lines of lib the tests reach in process (COVERAGE_MIN= fails below so many per cent)'
 	@echo 'make lint         ruff'
 	@echo 'make bench        archive and restore against pipes written by hand: speed, memory, CPU (BENCH_ROWS=, BENCH_ROUNDS=)'
@@ -60,10 +63,10 @@ demo-clean:
 
 test: setup
 	@test -n "$(TESTS_$(T))" || { echo "T=$(T): write unit, stages, pipes, crash or all" >&2; exit 1; }
-	$(PY) -m pytest $(wildcard $(TESTS_$(T))) $(ARGS)
+	$(PYTEST) $(wildcard $(TESTS_$(T))) $(ARGS)
 
 coverage: setup
-	$(PY) -m pytest --cov=audit_archiver --cov-report=term-missing:skip-covered --cov-fail-under=$(COVERAGE_MIN) \
+	$(PYTEST) --cov=audit_archiver --cov-report=term-missing:skip-covered --cov-fail-under=$(COVERAGE_MIN) \
 	  $(TESTS_unit) $(TESTS_stages) $(TESTS_pipes) $(ARGS)
 
 lint: setup

@@ -1,7 +1,7 @@
 """SIGKILL at every named point, of the stage and of the driver: the next run leaves nothing lost, doubled or altered.
 
 The short form kills at each point once; AA_CRASH=long adds the later passages, every stage under aa-txn and in late
-mode, and processes that wake up after the run that cleaned up behind them. AA_CRASH_TABLE=FILE keeps the outcomes.
+mode, and processes that wake up after the run that cleaned up behind them. AA_CRASH_TABLE=FILE gets the outcomes, a JSON line each.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import pytest
 
@@ -19,7 +19,7 @@ from tests.ground.kill import go_on, kill, kill_family
 from tests.ground.wait import until
 
 SWEPT = [point for point in POINTS if not point.startswith(("restore.", "rollback."))]  # those: test_restore_killed.py, test_aa_rollback.py
-LONG = os.environ.get("AA_CRASH") == "long"
+LONG, TABLE = os.environ.get("AA_CRASH") == "long", os.environ.get("AA_CRASH_TABLE")
 HELD, LATE = "held", "late"
 STAGE, DRIVER, SLEEPER = "stage", "driver", "sleeper"
 PER_RUN = ("upload.start.put", "record.index.put")
@@ -88,20 +88,6 @@ CASES = short() + (more() if LONG else [])
 SCRIPT = {"aa-archive": ARCHIVE, "aa-recover": RECOVER, "aa-txn": TXN}
 
 
-@pytest.fixture(scope="session")
-def outcomes() -> Iterator[dict[Case, str]]:
-    """What became of each case; at the end a table for people, and the same as JSON for the closing note."""
-    found: dict[Case, str] = {}
-    yield found
-    width = max((len(case.point) for case in found), default=0)
-    print("\n\npoint x victim -> what became of the open batches")
-    for case, outcome in found.items():
-        print(f"{case.point:{width}}  {case.command:10}  {case.mode:4}  {case.victim:7}  {outcome}")
-    if os.environ.get("AA_CRASH_TABLE"):
-        rows = [{**case._asdict(), "outcome": outcome} for case, outcome in found.items()]
-        Path(os.environ["AA_CRASH_TABLE"]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
-
 @pytest.fixture()
 def make(db: Any, bucket: Any, config_file: Any, tmp_path: Path) -> Callable[..., Scene]:
     """A function that builds the scene in a locking mode."""
@@ -115,7 +101,7 @@ def test_every_point_is_swept() -> None:
 
 @pytest.mark.req("T37", "T38", "T39", "REQ-REL-001", "REQ-REL-002", "REQ-REL-003", "REQ-TXN-005", "REQ-ERR-011")
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_kill_loses_doubles_and_alters_nothing(case: Case, make: Callable[..., Scene], outcomes: dict[Case, str]) -> None:
+def test_a_kill_loses_doubles_and_alters_nothing(case: Case, make: Callable[..., Scene]) -> None:
     scene = make(case.mode)
     if family_of(case.point) == "recover":
         before = scene.start(ARCHIVE, BEFORE_RECOVERY[case.point])
@@ -135,7 +121,13 @@ def test_a_kill_loses_doubles_and_alters_nothing(case: Case, make: Callable[...,
         raise
     finally:
         kill_family(crash.child.token)
-    outcomes[case] = scene.outcome(left)
+    _write_down(case, scene.outcome(left))
+
+
+def _write_down(case: Case, outcome: str) -> None:
+    if TABLE:
+        with open(TABLE, "a", encoding="utf-8") as table:
+            table.write(json.dumps({**case._asdict(), "outcome": outcome}) + "\n")
 
 
 def _kill_stage(scene: Scene, crash: Crash, case: Case) -> None:

@@ -15,8 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TRACE = ROOT / ".trace.json"
 KNOWN = ROOT / "tests" / "requirements.txt"
 
-_ids = pytest.StashKey[list[str]]()
-_results = pytest.StashKey[dict[str, dict[str, object]]]()
+_IDS = "requirement ids"
 
 
 def known_ids() -> list[str]:
@@ -25,7 +24,8 @@ def known_ids() -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_results] = {}
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers run the tests and send their reports to this process
+        config.pluginmanager.register(_Writer())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -35,27 +35,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         unknown = [each for each in ids if each not in known]
         if unknown:
             raise pytest.UsageError(f"{item.nodeid}: no such requirement: {', '.join(unknown)}")
-        item.stash[_ids] = ids
+        item.user_properties.append((_IDS, ids))
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
-    report = (yield).get_result()
-    results = item.config.stash[_results]
-    seen = results.setdefault(item.nodeid, {"ids": item.stash.get(_ids, []), "outcome": "passed"})
-    if report.failed:
-        seen["outcome"] = "failed"
-    elif report.skipped and seen["outcome"] == "passed":
-        seen["outcome"] = "skipped"
+class _Writer:
+    """Collects what the reports say, which carry the ids of their test, and writes it at the end of the run."""
 
+    def __init__(self) -> None:
+        self.results: dict[str, dict[str, object]] = {}
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    results = {test: seen for test, seen in session.config.stash[_results].items() if seen["ids"]}
-    if not results:
-        return
-    earlier = json.loads(TRACE.read_text()) if TRACE.exists() else {}
-    fresh = {test: seen for test, seen in earlier.items() if (ROOT / test.split("::")[0]).exists()}
-    text = json.dumps({**fresh, **results}, indent=1, sort_keys=True) + "\n"
-    scratch = TRACE.with_suffix(".tmp")
-    scratch.write_text(text)
-    scratch.replace(TRACE)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        ids = dict(report.user_properties).get(_IDS)
+        if not ids:
+            return
+        seen = self.results.setdefault(report.nodeid, {"ids": ids, "outcome": "passed"})
+        if report.failed:
+            seen["outcome"] = "failed"
+        elif report.skipped and seen["outcome"] == "passed":
+            seen["outcome"] = "skipped"
+
+    def pytest_sessionfinish(self) -> None:
+        if not self.results:
+            return
+        earlier = json.loads(TRACE.read_text()) if TRACE.exists() else {}
+        fresh = {test: seen for test, seen in earlier.items() if (ROOT / test.split("::")[0]).exists()}
+        text = json.dumps({**fresh, **self.results}, indent=1, sort_keys=True) + "\n"
+        scratch = TRACE.with_suffix(".tmp")
+        scratch.write_text(text)
+        scratch.replace(TRACE)
