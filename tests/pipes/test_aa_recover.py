@@ -15,6 +15,7 @@ from audit_archiver.formats import names
 from tests.conftest import ARCHIVER, TestDatabase
 from tests.ground import processes, tables
 from tests.ground.by_hand import ByHand, dump
+from tests.ground.driven import Driven
 from tests.ground.held import Holder, plan
 from tests.ground.kill import kill, stopped_at
 from tests.ground.postgres import Cluster, account
@@ -268,6 +269,41 @@ def test_an_id_of_the_future_is_unknown_and_no_error(own: Cluster, bucket: Any, 
     assert found["001"][0] == ("RECORD" if gone else "ABANDON")
     if not gone:
         assert hand.read(line, names.ABANDONED)["evidence"]["status"] == "unknown"
+    db.close()
+
+
+@pytest.mark.req("T38", "REQ-REL-003")
+@pytest.mark.parametrize("status", ["unknown", "committed"])
+def test_a_batch_that_is_sent_when_another_run_has_archived_its_rows_is_not_archived_twice(
+        own: Cluster, bucket: Any, config_file: Any, status: str) -> None:
+    """GIVEN stages that slept while the server was restored from a backup, so that their transaction's id means nothing, or is somebody
+    else's by now (C1) WHEN they wake up behind a run on another machine THEN what they send is abandoned. Found by the model of the protocol."""
+    db = database_on(own)
+    tables.create(db.connection, rows=ROWS, first="2024-01-01", last="2024-03-01")
+    hand = ByHand(db, config_file(db, bucket))
+    before = tables.digest(db.connection, "audit_logs")
+    db.close()
+    own.down()
+    shutil.copytree(own.data, own.base / "backup", symlinks=True)
+    own.up()
+    for _ in range(50):
+        db.admin("SELECT txid_current()")
+    with Holder(hand.path) as holder:
+        asleep = holder.stage("aa-serialize", holder.select(plan(hand.settings, "audit_logs", cutoff=CUTOFF, limit=100)).out).lines[0]
+    db.close()
+    _restore(own)
+    other_machine = ByHand(db, config_file(db, bucket, staging_dir=str(hand.staging) + "-elsewhere"))
+    other_machine.must("aa-archive", ["--force", "-q"])
+    while status == "committed" and int(db.admin("SELECT txid_current()")[0][0]) <= int(asleep["batch"]["txn"]["xid"]):
+        continue
+    hand.must("aa-upload", stdin=dump([asleep]))
+
+    found = verdicts(other_machine)["001"]
+    assert found == ("ABANDON", "it was overtaken: its rows are archived, as they were here, in batches that were begun after it")
+
+    assert hand.read(asleep, names.ABANDONED)["evidence"]["status"] == status
+    driven = Driven(db, bucket, hand.path)
+    assert (driven.whole("public.audit_logs", before), left(hand)) == (ROWS, 0)
     db.close()
 
 

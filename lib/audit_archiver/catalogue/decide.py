@@ -23,7 +23,8 @@ class Evidence:
     `keys` is the number of rows, None where too little of the batch lies in the bucket to know them; then the delete
     was never licensed. `present` of them are in the table, with `content`. `transaction` is NONE for a batch that was
     exported by hand and that no guarded delete has begun on. `accounted` counts absent rows whose absence is
-    explained: another batch's commit record covers them, or a guarded delete noted that they were gone before it.
+    explained: another batch's commit record covers them, or a guarded delete noted that they were gone before it; where this
+    batch's own transaction may have committed, only those that a batch begun after it archived with the same content.
     `fresh`: it may belong to a person at work, since it is less than 24 hours old. `trouble`: why nothing can be said.
     """
 
@@ -77,6 +78,9 @@ def _by_keys(found: Evidence, keys: int) -> Decision:
         return Decision(ABANDON, "all its rows are in the table; some were updated after it was given up")
     if absent and absent == found.accounted and kept:
         return Decision(ABANDON, "it deleted nothing; the rows that are gone are archived in other batches, or were gone before")
+    if not found.present and not kept and found.accounted:
+        return Decision(ABANDON, "it was overtaken: its rows are archived, as they were here, in batches that were begun after it") \
+            if absent == found.accounted else Decision(HOLD, f"{found.accounted} of its {keys} rows are archived in batches that were begun after it")
     if not found.present and not kept:
         return Decision(RECORD, "all its rows are gone from the table, and its transaction committed"
                         if found.transaction == COMMITTED else

@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Iterator, Optional
 
 from audit_archiver import log
 from audit_archiver.catalogue import content, index, leftovers, staged
@@ -116,6 +116,8 @@ def _look(store: Store, control: connect.Connection, here: witness.Place, case: 
     absent = set(range(1, len(key_texts) + 1)).difference(case.present)
     if absent and case.evidence.transaction in (NONE, ABORTED):
         case.evidence = replace(case.evidence, accounted=_accounted(store, case, key_texts, absent, intents))
+    elif not case.present:
+        case.evidence = replace(case.evidence, accounted=_overtaken(store, case, key_texts))
     return case
 
 
@@ -174,16 +176,46 @@ def _accounted(store: Store, case: Case, key_texts: list[bytes], absent: set[int
     batch = case.line["batch"]
     left = absent.difference(*([place + 1 for place in intent.get("left_out", ())] for intent in intents))
     wanted = {key_texts[number - 1] for number in left}
+    for _, archived in _recorded(store, batch, lambda other: bool(wanted)):
+        wanted.difference_update(archived.values())
+    return len(absent) - len(wanted)
+
+
+def _overtaken(store: Store, case: Case, key_texts: list[bytes]) -> int:
+    """How many of its rows lie, with the same content, in recorded batches that were begun after it: all, if every one that it can have taken.
+
+    Recovery comes before each selection and would have recorded it, so whoever selected its rows later proves that its transaction
+    took none, whatever the server says: its stages slept, and sent it when the rows were archived already.
+    """
+    assert case.line is not None
+    left_out = set(case.intent.get("left_out", ())) if case.intent else set()
+    wanted = {text: place for place, text in enumerate(key_texts) if place not in left_out}
+    taken, own = len(wanted), None
+    for line, archived in _recorded(store, case.line["batch"], lambda other: bool(wanted) and other.begun >= case.leftover.begun
+                                    and other.stem != case.leftover.stem):
+        if wanted.keys().isdisjoint(archived.values()):
+            continue
+        try:
+            own = own or list(content.row_digests(store, case.line))
+            for place, digest in enumerate(content.row_digests(store, line)):
+                text = archived.get(place)
+                if text in wanted and own[wanted[text]] == digest:
+                    del wanted[text]
+        except NotFound as error:
+            log.debug("recover.keys", f"{case.title} cannot be compared: {error.msg}")
+    return len(key_texts) if not wanted else taken - len(wanted)
+
+
+def _recorded(store: Store, batch: dict[str, Any], asked: Callable[[leftovers.Leftover], bool]) -> Iterator[tuple[dict[str, Any], dict[int, bytes]]]:
+    """The commit records of the table's batches that are archived, from the day before `batch` on, if `asked` for; with each the key texts
+    of the rows that left the table with it, by their place in it."""
     since = _time(batch["archived_at"]).date() - datetime.timedelta(days=1)
     table_dir = names.table_dir(store.prefix, batch["database"], batch["schema"], batch["table"])
     for other in leftovers.batches_since(store, table_dir, since):
-        if not wanted:
-            break
-        if other.recorded and not other.rolled_back:
+        if other.recorded and not other.rolled_back and asked(other):
             line = index.read_commit(store, other.stem)
             left_out = set(line.get("deleted", {}).get("left_out", ()))
-            wanted.difference_update(text for place, text in enumerate(content.key_list(store, line)[1]) if place not in left_out)
-    return len(absent) - len(wanted)
+            yield line, {place: text for place, text in enumerate(content.key_list(store, line)[1]) if place not in left_out}
 
 
 def _staged(case: Case, database: str, staging: Optional[Path]) -> Optional[dict[str, Any]]:

@@ -44,6 +44,11 @@ class Leftover:
         return "-".join(found.groups()) if found else "an unknown day"
 
     @property
+    def begun(self) -> str:
+        """When its rows were selected, by the server's clock, as its name says: 20251230T021547Z."""
+        return self.stem.rpartition("_batch_")[0].rpartition("_")[2]
+
+    @property
     def recorded(self) -> bool:
         """True if it was archived: its rows were deleted, and it needs no recovery."""
         return names.COMMIT in self.suffixes
