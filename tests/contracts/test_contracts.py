@@ -31,8 +31,9 @@ REFUSALS = dict(line.split(": ", 1) for line in (HERE / "refusals.txt").read_tex
                 if not line.startswith("#"))
 OPTIONAL = {
     "batch": {"serialized", "serialized.dir", "uploaded", "verified", "deleted", "deleted.left_out", "committed", "recorded"},
-    "job": {"refused.at", "find"}, "run": {"held", "system", "database_oid", "wal"}, "intent": {"left_out"}, "abandoned": {"evidence.accounted"},
-    "rows": {"table.ddl", "table.find"}, "metadata": {"schema.ddl", "find", "filters"},
+    "job": {"refused.at", "find", "held", "force_rearchive"},
+    "run": {"held", "system", "database_oid", "wal"}, "intent": {"left_out"}, "abandoned": {"evidence.accounted"},
+    "restore": {"asked.hold_until"}, "rows": {"table.ddl", "table.find"}, "metadata": {"schema.ddl", "find", "filters"},
 }
 OPEN = {"first", "last", "cursor", "sample", "primary_keys"}  # key values: whatever the key's types are
 

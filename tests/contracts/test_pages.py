@@ -22,7 +22,7 @@ LIB = ROOT / "lib" / "audit_archiver"
 SEVEN = ROOT / "man" / "audit-archiver.7"
 DOCUMENTED = {"aa-batch.5": ["batch"], "aa-job.5": ["job"], "aa-rows.5": ["rows", "rows-end"], "aa-metadata.5": ["metadata"],
               "aa-keys.5": ["keys"], "aa-index.5": ["index", "run", "owner", "intent", "abandoned"],
-              "aa-restored.5": ["archived", "restore", "conflict", "restore-watermark", "rollback", "rolled-back"],
+              "aa-restored.5": ["archived", "restore", "conflict", "restore-watermark", "rollback", "rolled-back", "hold"],
               "aa-report.5": ["report", "findings", "dry-run"], "aa-validation.5": ["validation", "balance", "baseline"]}
 PAGES = [*(ROOT / "man" / name for name in DOCUMENTED), SEVEN]
 ELSEWHERE = {"metadata": {"batch"}, "rows": {"batch"}}  # whose keys aa-batch(5) explains

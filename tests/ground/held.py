@@ -29,6 +29,7 @@ from audit_archiver.holder import commit
 from audit_archiver.holder.client import Client
 from audit_archiver.holder.operations import Operations
 from audit_archiver.holder.server import Server
+from audit_archiver.holder.session import Standing
 from audit_archiver.postgres import catalog, connect
 from tests.ground.run import BIN, Result, run_stage
 
@@ -69,9 +70,9 @@ def vouched(line: Mapping[str, Any], **verified: Any) -> dict[str, Any]:
             "verified": {**mark, **verified}}
 
 
-def nothing_to_recover(_database: Database, _control: connect.Connection, _tables: Any) -> dict[tuple[str, str], str]:
+def nothing_to_recover(_database: Database, _control: connect.Connection, _tables: Any) -> Standing:
     """Recovery where no earlier run left anything."""
-    return {}
+    return Standing({})
 
 
 class Holder:

@@ -239,6 +239,12 @@ def is_restored(place: Place, said: list[str]) -> None:
     assert tables.digest(place.db.connection, "audit_logs") == tables.digest(place.db.connection, "before")
 
 
+def is_held(place: Place, said: list[str]) -> None:
+    report, job = json.loads(said[0]), json.loads(said[1])
+    assert report["rows"]["inserted"] == place.rows() > 0 and (job["estimate"], len(job["held"])) == (0, 1)
+    assert place.run("aa-archive -c prod.yaml --force").returncode == 0 and place.rows() == report["rows"]["inserted"]
+
+
 def validated(place: Place) -> None:
     """A run has archived everything, and the index of its table is there."""
     assert place.run("aa-archive -c prod.yaml").returncode == 0
@@ -271,7 +277,7 @@ SCENES: dict[str, Any] = {
     "held": (held, is_decided), "held and looked at": (looked_at, is_recorded),
     "set aside": (set_aside, is_recorded), "changed": (changed, is_exported_again), "copied": (copied, are_found),
     "logged": (logged, is_read), "at work": (at_work, is_ended), "validated": (validated, is_whole),
-    "index lost": (index_lost, index_is_back), "weighed": (old_rows, is_even)}
+    "needed again": (all_archived, is_held), "index lost": (index_lost, index_is_back), "weighed": (old_rows, is_even)}
 
 
 @pytest.fixture()

@@ -12,6 +12,7 @@ import pytest
 from audit_archiver import config
 from audit_archiver.exits import ArchiverError, LockHeld, NetworkError, PermissionDenied, Retryable
 from audit_archiver.holder import server as servers
+from audit_archiver.holder.session import Standing
 from audit_archiver.postgres import connect, locks
 from tests.ground import tables
 from tests.ground.held import WHOLE, Holder, NoServer, backends, lock_row, plan
@@ -177,9 +178,9 @@ def test_a_transaction_that_a_run_of_another_table_left_keeps_nobody_out(holding
 def test_recovery_runs_after_the_lock_and_before_the_first_batch(holding, db):
     seen: list[Any] = []
 
-    def recover(database: Any, control: Any, wanted: Any) -> dict[tuple[str, str], str]:
+    def recover(database: Any, control: Any, wanted: Any) -> Standing:
         seen.append((wanted, locks.still_held(control, control.info.backend_pid, None), backends(db, "audit-archiver batch%")))
-        return {}
+        return Standing({})
 
     holder = holding(recover=recover)
     holder.begun(plan(holder.settings, "audit_logs"))
@@ -189,7 +190,7 @@ def test_recovery_runs_after_the_lock_and_before_the_first_batch(holding, db):
 
 def test_a_table_that_recovery_holds_back_is_refused_and_the_others_go_on(holding, db):
     tables.create(db.connection, "public.other", rows=40, first="2024-01-01", last="2025-12-31")
-    holder = holding(recover=lambda *_: {("public", "audit_logs"): "2 rows of batch_003 differ"})
+    holder = holding(recover=lambda *_: Standing({("public", "audit_logs"): "2 rows of batch_003 differ"}))
     lines = holder.verified(plan(holder.settings, "audit_logs"), plan(holder.settings, "other"))
     assert [line["batch"]["table"] for line in lines] == ["other"]
     note = next(each for key, each in holder.operations.notes.items() if key[2] == "audit_logs")
@@ -197,7 +198,7 @@ def test_a_table_that_recovery_holds_back_is_refused_and_the_others_go_on(holdin
 
 
 def test_a_recovery_that_fails_lets_nothing_begin_and_frees_the_lock(holding, db):
-    def recover(*_: Any) -> dict[tuple[str, str], str]:
+    def recover(*_: Any) -> Standing:
         raise NetworkError("the store cannot be reached")
 
     holder = holding(recover=recover)

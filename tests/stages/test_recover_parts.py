@@ -167,7 +167,7 @@ def test_a_run_is_not_ended_while_a_batch_of_it_is_held(hand: ByHand) -> None:
     control = connect.connect(database, purpose="control")
     recoverer = Recoverer(hand.settings, hand.store, run)
     try:
-        assert recoverer(database, control) == {("public", "audit_logs"): recoverer.outcomes[database.name][0].verdicts[0].words}
+        assert recoverer(database, control).tables == {("public", "audit_logs"): recoverer.outcomes[database.name][0].verdicts[0].words}
     finally:
         control.close()
     assert not recoverer.end(database, "aa-archive") and not hand.ended(run)
@@ -183,7 +183,7 @@ def test_with_a_lock_per_table_only_that_table_is_decided_and_no_run_ends(db: An
     database = hand.settings.databases[0]
     control = connect.connect(database, purpose="control")
     recoverer = Recoverer(hand.settings, hand.store)
-    assert recoverer(database, control, [("public", "other")]) == {}
+    assert recoverer(database, control, [("public", "other")]).tables == {}
     control.close()
     said = recoverer.outcomes[database.name][0]
     assert [(each.table, each.verdict) for each in said.verdicts] == [(("public", "other"), "ABANDON")]

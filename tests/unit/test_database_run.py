@@ -9,6 +9,7 @@ from audit_archiver.config.model import S3, Config, Database
 from audit_archiver.driver import database_run, pipeline
 from audit_archiver.exits import Failed
 from audit_archiver.holder.notes import JobNotes, key_of
+from audit_archiver.holder.session import Standing
 
 JOB: dict[str, Any] = {"database": "prod", "schema": "public", "table": "t", "batch_size": 1000, "limit": None, "cursor": None}
 KEY = key_of(JOB)
@@ -17,7 +18,7 @@ KEY = key_of(JOB)
 def part() -> database_run.DatabaseRun:
     """A database's part that has one job and never waits."""
     settings = Config(path="x.yaml", s3=dataclasses.replace(S3(bucket="b"), retry_max_s=0), databases=())
-    made = database_run.DatabaseRun(settings, Database(name="prod"), "20251230T021545Z-1", {}, (), lambda *_: {}, lambda _: [],
+    made = database_run.DatabaseRun(settings, Database(name="prod"), "20251230T021545Z-1", {}, (), lambda *_: Standing({}), lambda _: [],
                                     pipeline.Signals(install=False), lambda _: None)
     made.notes[KEY] = JobNotes(JOB, 1000)
     return made

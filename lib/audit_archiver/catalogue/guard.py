@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
 
 from audit_archiver import lines, log
-from audit_archiver.catalogue import content, index, runs
+from audit_archiver.catalogue import content, holds, index, runs
 from audit_archiver.catalogue.decide import ABORTED, HOLD, NONE
 from audit_archiver.catalogue.recover import Outcome, TableName, recover_database
 from audit_archiver.config.model import Config, Database
 from audit_archiver.exits import ArchiverError, ConfigError, Failed, Mismatch
 from audit_archiver.formats import batch as batches
 from audit_archiver.formats import keys, names, schema
+from audit_archiver.formats.hold import Hold
 from audit_archiver.holder.commit import unasked
 from audit_archiver.objectstore.client import Store
 from audit_archiver.objectstore.errors import NameTaken
@@ -38,11 +39,12 @@ class Guard:
         self._config, self._store, self._staging = config, store, staging
         self._scopes: dict[str, Scope] = {}
 
-    def delete(self, line: dict[str, Any], *, allow_subset: bool = False) -> Optional[dict[str, Any]]:
+    def delete(self, line: dict[str, Any], *, allow_subset: bool = False, force_rearchive: bool = False) -> Optional[dict[str, Any]]:
         """Delete and commit one batch; its line with `deleted` and `committed`, or None if it is recorded already.
 
         Raises Mismatch or Failed, and deletes nothing, unless every row is there as it was archived (or, with
-        `allow_subset`, is there as it was archived or gone); LockHeld if another run holds the lock.
+        `allow_subset`, is there as it was archived or gone); ConfigError if a row of it is held, unless `force_rearchive`;
+        LockHeld if another run holds the lock.
         """
         batch, title = line["batch"], batches.name(line["batch"])
         database = self._require_ours(line)
@@ -57,6 +59,8 @@ class Guard:
         with guarded.begun() as transaction:
             found = guarded.lock(key_texts)
             point("guarded.locked")
+            if not force_rearchive:
+                guarded.require_unheld(scope.holds, title)
             verdict, left_out = self._compare(line, guarded, key_texts, found, allow_subset)
             point("guarded.compared")
             _require_objects(self._store, line)
@@ -189,6 +193,7 @@ class Scope:
         self._recovered: dict[Optional[TableName], Outcome] = {}
         self._guarded: dict[TableName, Guarded] = {}
         self._transaction: Optional[Transaction] = None
+        self.holds: list[Hold] = []
         self.control = connect.connect(database, purpose="control", run=run)
 
     def enter(self, batch: dict[str, Any]) -> None:
@@ -201,6 +206,7 @@ class Scope:
             locks.take(self.control, oids, self._title)
             self._recovered[table] = recover_database(self._config, self._store, self._database, self.control, self._run,
                                                       None if table is None else [table], staging=self._staging)
+            self.holds = holds.current(self._store, self._database.name)
         except BaseException:
             self.control.close()
             raise

@@ -18,7 +18,7 @@ from audit_archiver.formats import metadata, names, schema
 from audit_archiver.objectstore.client import Store
 from audit_archiver.objectstore.errors import NotFound
 
-RUNS_DIR, ROLLBACKS_DIR = ".runs/", ".rollbacks/"
+NO_TABLES = (".runs/", ".rollbacks/", ".holds/")
 METADATA_BYTES_MOST = 64 << 20
 
 OBJECT = re.compile(r"(.*_batch_\d+)(\.jsonl\.gz|_(?:metadata|manifest|commit|abandoned|rolled_back|intent_\d+)\.json)")
@@ -67,7 +67,7 @@ class Leftover:
 def table_dirs(store: Store, database: str) -> list[str]:
     """The key prefixes of every table that was ever archived, also of tables no longer configured."""
     root = names.database_dir(store.prefix, database)
-    return [found for found in store.directories(root) if found not in (root + RUNS_DIR, root + ROLLBACKS_DIR)]
+    return [found for found in store.directories(root) if found[len(root):] not in NO_TABLES]
 
 
 def table_of(store: Store, table_dir: str) -> tuple[str, str]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from audit_archiver import log
-from audit_archiver.catalogue import carry_out, evidence, leftovers, owner, rewound, rollbacks, runs, staged
+from audit_archiver.catalogue import carry_out, evidence, holds, leftovers, owner, rewound, rollbacks, runs, staged
 from audit_archiver.catalogue.decide import ABANDON, HOLD, RECORD, STOP, WAIT, Decision, decide
 from audit_archiver.catalogue.evidence import Case
 from audit_archiver.config.model import Config, Database
 from audit_archiver.exits import ArchiverError, ConfigError, LockHeld
 from audit_archiver.formats import names
+from audit_archiver.holder.session import Standing
 from audit_archiver.objectstore.client import Store
 from audit_archiver.points import point
 from audit_archiver.postgres import connect, partitions, witness
@@ -94,12 +95,12 @@ class Recoverer:
         self.outcomes: dict[str, list[Outcome]] = {}
 
     def __call__(self, database: Database, control: connect.Connection,
-                 tables: Optional[Sequence[TableName]] = None) -> dict[TableName, str]:
-        """Recover a database or some of its tables; says which tables are held, and why."""
+                 tables: Optional[Sequence[TableName]] = None) -> Standing:
+        """Recover a database or some of its tables; says which tables are held back and why, and which rows are."""
         outcome = recover_database(self._config, self._store, database, control, self._run, tables, idle=self._run is not None,
                                    staging=self._staging)
         self.outcomes.setdefault(database.name, []).append(outcome)
-        return {**outcome.rollbacks, **outcome.held}
+        return Standing({**outcome.rollbacks, **outcome.held}, holds.current(self._store, database.name))
 
     def end(self, database: Database, by: str) -> bool:
         """End the caller's run in a database after its last pipeline; False, and nothing is written, while a batch of it

@@ -11,6 +11,7 @@ import itertools
 from typing import Any, Iterator, Optional, Sequence
 
 from audit_archiver import cli, config, exits, log
+from audit_archiver.catalogue import holds
 from audit_archiver.catalogue.archived import ABANDONED, ARCHIVED, MISSING, OPEN, ROLLED_BACK, Batch
 from audit_archiver.cli import Command
 from audit_archiver.commands import selection_flags
@@ -44,15 +45,26 @@ def run(command: Command) -> int:
     selection = selection_flags.chosen(args)
     store = open_store(settings, watch=command.sink.stream)
     lost = 0
-    for found in [[choose.one(store, args.s3_key)]] if args.s3_key else _listed(
-            store, args.database or [database.name for database in settings.databases], selection):
+    databases = args.database or [database.name for database in settings.databases]
+    for found in [[choose.one(store, args.s3_key)]] if args.s3_key else _listed(store, databases, selection):
         lost += sum(batch.state == MISSING for batch in found)
         if not args.quiet:
             _write(command, found)
+    if not args.s3_key:
+        _say_held(store, databases, selection.tables)
     if lost:
         log.error("ls.missing", f"{lost} batches have lost their commit record", hint="the index names them; restore the objects of the "
                   "bucket from a version or a replica, and do not archive these tables until then", code=exits.FAILED)
     return exits.FAILED if lost else exits.OK
+
+
+def _say_held(store: Store, databases: Sequence[str], tables: Sequence[str]) -> None:
+    """What aa-restore --hold-until keeps in its table. On stderr: the list is of what is archived."""
+    for database in databases:
+        for hold in holds.current(store, database):
+            if tables and not {hold.table, f"{hold.schema}.{hold.table}"} & set(tables):
+                continue
+            log.warning("ls.held", f"{database} {hold.schema}.{hold.table}: {hold.words}", until=hold.until, hold=hold.hold)
 
 
 def _listed(store: Store, databases: Sequence[str], selection: choose.Selection) -> Iterator[list[Batch]]:

@@ -69,6 +69,8 @@ def build_parser() -> cli.Parser:
                              "(transform) (default: %(default)s)")
     parser.add_argument("--functions", metavar="FILE", help="the SQL expressions of transform and merge, as JSON; see FUNCTIONS in the manual page")
     parser.add_argument("--ignore-watermark", action="store_true", help="look also at batches that were restored into this table before")
+    parser.add_argument("--hold-until", metavar="DATE",
+                        help="keep runs from archiving these rows again before then: a date (that day included) or an RFC 3339 time")
     parser.add_argument("--disable-triggers", action="store_true",
                         help="keep the table's own triggers from firing on the restored rows; takes a lock that writers wait for")
     parser.add_argument("--batch-size", metavar="ROWS", type=cli.at_least_one, default=50_000,
@@ -98,10 +100,10 @@ def run(command: Command) -> int:
         for source, into, batches, every in chosen:
             place = targets.parse(into, settings, *source)
             configured = place.database.table(place.schema, place.table)
-            if configured is not None:
+            if configured is not None and wanted.hold_until is None:
                 log.warning("restore.archivable", f"{place.title} is archived: the next run takes away again what is older than "
                             f"{configured.retention_days} days", at=configured.at,
-                            hint="restore --into another table, or take this one out of the configuration for as long as the rows shall stay")
+                            hint="--hold-until DATE keeps them there; or restore --into another table")
             made = Account(restore, source, (place.database.name, place.schema, place.table), _asked(args), wanted.dry_run)
             accounts.append(made)
             try:
@@ -131,7 +133,8 @@ def _wanted(args: Any, settings: Config) -> Wanted:
         if wish != bool(expressions):
             raise ConfigError(f"{flag} and its expressions in --functions go together", hint="see man aa-restore, FUNCTIONS")
     return Wanted(start, end, tuple(args.where), args.conflict_strategy, args.schema_strategy, functions, args.create_table, args.disable_triggers,
-                  args.ignore_watermark, settings.restore_watermark, in_flight=args.in_flight, rows=args.batch_size, dry_run=args.dry_run)
+                  args.ignore_watermark, settings.restore_watermark, in_flight=args.in_flight, rows=args.batch_size, dry_run=args.dry_run,
+                  hold_until=dates.until(args.hold_until, "--hold-until"))
 
 
 def _chosen(store: Store, settings: Config, args: Any,
@@ -164,7 +167,8 @@ def _asked(args: Any) -> dict[str, Any]:
     """What was asked for, as the report has it; of a filter the column only, since values are row content."""
     return {"restore_all": args.restore_all, "start_date": args.start_date, "end_date": args.end_date, "run": args.run, "s3_key": args.s3_key,
             "where": [name for name, _ in args.where], "create_table": args.create_table, "conflict_strategy": args.conflict_strategy,
-            "schema_strategy": args.schema_strategy, "ignore_watermark": args.ignore_watermark, "disable_triggers": args.disable_triggers}
+            "schema_strategy": args.schema_strategy, "ignore_watermark": args.ignore_watermark, "disable_triggers": args.disable_triggers,
+            "hold_until": dates.until(args.hold_until, "--hold-until")}
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, Callable, Optional, Sequence
 
 from audit_archiver import cli, config, exits, lines, log
+from audit_archiver.catalogue import holds
 from audit_archiver.catalogue.recover import Recoverer, recoverer
 from audit_archiver.cli import Command
 from audit_archiver.config.model import Config, Database, Table
@@ -24,7 +25,7 @@ from audit_archiver.driver.ask import confirm
 from audit_archiver.driver.database_run import DatabaseRun
 from audit_archiver.driver.leftover import still_referenced
 from audit_archiver.exits import ArchiverError, ConfigError, Failed
-from audit_archiver.holder.session import DatabaseSession, Recover
+from audit_archiver.holder.session import DatabaseSession, Recover, Standing
 from audit_archiver.objectstore.client import Store, open_store
 from audit_archiver.points import point
 from audit_archiver.postgres import catalog, partitions
@@ -74,6 +75,7 @@ def run(command: Command) -> int:
     log.follow(settings.observability)
     at_once = _at_once(command, settings)
     chosen = aa_plan.selection(command.args, exact=True)
+    _require_confirmed(command.args)
     wanted = selected(settings, chosen)
     run_id = aa_plan.new_run(command.env)
     log.bind(run_id=run_id)
@@ -93,6 +95,12 @@ def run(command: Command) -> int:
     else:
         archive.in_turn(wanted)
     return archive.end()
+
+
+def _require_confirmed(args: argparse.Namespace) -> None:
+    """REQ-IDEM-012: what was held back on purpose is archived only if somebody says so twice."""
+    if args.force_rearchive and not (args.force or args.dry_run or sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigError("--force-rearchive wants a confirmation, and there is no terminal to ask on", hint="add --force")
 
 
 def _at_once(command: Command, settings: Config) -> int:
@@ -153,8 +161,10 @@ class Archive:
             return True
         planned: list[dict[str, Any]] = []
         for database, tables in wanted:
-            jobs = plan_database(database, self._settings, self._run_id, self._chosen, tables=tables).jobs
-            for line in (report.head(self._run_id, database, None, self._settings.s3), *report.plan(jobs)):
+            planned_here = plan_database(database, self._settings, self._run_id, self._chosen, tables=tables,
+                                         holds=holds.for_plan(self._store, database.name))
+            jobs = planned_here.jobs
+            for line in (report.head(self._run_id, database, None, self._settings.s3), *report.plan(jobs), *planned_here.held):
                 self._progress.above(line)
             planned += jobs
         self._plan_shown = True
@@ -224,7 +234,8 @@ class Archive:
         def plan(session: DatabaseSession) -> list[dict[str, Any]]:
             first = made.server is None
             chosen = self._chosen if first else replace(self._chosen, exact=False)  # an attempt counts nothing again
-            planned = plan_database(database, self._settings, self._run_id, chosen, tables=tables, connection=session.control)
+            planned = plan_database(database, self._settings, self._run_id, chosen, tables=tables, connection=session.control,
+                                    holds=holds.current(self._store, database.name))
             if not first:
                 return planned.jobs
             made.server = catalog.version(session.control.server_version)
@@ -314,12 +325,12 @@ class Archive:
 
     def _noting(self, recover: Recoverer, said: list[str]) -> Recover:
         """Recovery for the holder, which also notes in words what it did."""
-        def noting(database: Database, control: Any, tables: Any) -> dict[tuple[str, str], str]:
+        def noting(database: Database, control: Any, tables: Any) -> Standing:
             point("archive.locked")
-            held = recover(database, control, tables)
+            found = recover(database, control, tables)
             words = recover.outcomes[database.name][-1].said()
             said.extend([words] if words else [])
-            return held
+            return found
 
         return noting
 

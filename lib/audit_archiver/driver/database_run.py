@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Callable, Mapping, Optional, Sequence
 
 from audit_archiver import lines, log
@@ -151,7 +152,10 @@ class DatabaseRun:
                 return None
             env = {**self._env, "AA_RUN": self.run, **places(self.settings, self._env)}
             with tempfile.NamedTemporaryFile(prefix="aa-outcomes-") as outcomes:
-                self._feed(self._start(processes, env, (*STAGES, RECORD), ["--outcomes", outcomes.name]), todo)
+                flags = {"aa-select": ["--outcomes", outcomes.name]}
+                if any(job.get("force_rearchive") for job in todo):
+                    flags["aa-delete"] = ["--force-rearchive"]
+                self._feed(self._start(processes, env, (*STAGES, RECORD), flags), todo)
                 return late.run(processes, self.notes, len(todo), outcomes.name, self._signals, self._look_around)
         except ArchiverError as error:
             return error
@@ -170,14 +174,14 @@ class DatabaseRun:
         return notes.error is None
 
     def _start(self, processes: list[Child], env: Mapping[str, str], stages: Sequence[str] = STAGES,
-               flags_of_first: Sequence[str] = ()) -> int:
-        """Start the stages in a pipe; returns the descriptor that feeds the first one."""
+               flags_of: Mapping[str, Sequence[str]] = MappingProxyType({})) -> int:
+        """Start the stages in a pipe, some with flags of their own; returns the descriptor that feeds the first one."""
         read_end, feed = os.pipe()
         lines.widen(feed, PIPE_BYTES)
         stdin: Any = os.fdopen(read_end, "rb")
         for stage in stages:
             with stdin:
-                flags = [*self._flags, *(flags_of_first if not processes else ())]
+                flags = [*self._flags, *flags_of.get(stage, ())]
                 processes.append(children.start_stage(stage, flags, env, stdin))
             stdin = processes[-1].stdout
             lines.widen(stdin.fileno(), PIPE_BYTES)

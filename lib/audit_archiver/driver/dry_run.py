@@ -1,7 +1,7 @@
 """aa-archive --dry-run: what would be archived, with the exact SQL, and nothing else.
 
 Its sessions are read-only, so that PostgreSQL itself refuses whatever else this program might do (T46); it takes no
-lock, asks the bucket nothing and works for a role that may only SELECT.
+lock, asks the bucket only which rows are held, and works for a role that may only SELECT.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Callable, Optional, Sequence
 
 from audit_archiver import exits, lines, log
+from audit_archiver.catalogue import holds
 from audit_archiver.config.model import Config, Database, Table
 from audit_archiver.driver import figures, report, results
 from audit_archiver.exits import ArchiverError
 from audit_archiver.formats import names
+from audit_archiver.objectstore.client import open_store
 from audit_archiver.postgres import catalog, connect, eligible
-from audit_archiver.postgres.rows_sql import Statements, Window, predicate
+from audit_archiver.postgres.rows_sql import Statements, predicate, window
 from audit_archiver.preflight.plan import Selection, plan_database
 from audit_archiver.stages.aa_plan import exit_code
 
@@ -57,9 +59,12 @@ def run(settings: Config, wanted: Sequence[tuple[Database, list[Table]]], chosen
     made = results.Run(run_id, "", settings.s3.bucket, settings.s3.prefix)
     jobs: list[dict[str, Any]] = []
     looks: list[Look] = []
+    store = open_store(settings)
     for database, tables in wanted:
-        planned = plan_database(database, settings, run_id, chosen, tables=tables).jobs
-        found, planned = _look_at_all(settings, database, planned, run_id)
+        made_plan = plan_database(database, settings, run_id, chosen, tables=tables, holds=holds.for_plan(store, database.name))
+        for said in made_plan.held:
+            log.warning("plan.held", said)
+        found, planned = _look_at_all(settings, database, made_plan.jobs, run_id)
         refused = results.table_results([job for job in planned if "refused" in job], {})
         made.databases.append(results.DatabaseResult(database.name, report.host(database), refused))
         jobs += planned
@@ -104,12 +109,12 @@ def _look_at_all(settings: Config, database: Database, planned: list[dict[str, A
 def look(connection: connect.Connection, settings: Config, job: dict[str, Any]) -> Look:
     """What a run would do with `job`, with a sample of its rows; `connection` should be read-only."""
     shape = catalog.shape(connection, job["schema"], job["table"], tuple(job["key"]), job["timestamp"], find=job.get("find", ()))
-    window = Window(job["cutoff"], job["start"], job["end"])
-    made = Statements(shape, window)
+    asked = window(job)
+    made = Statements(shape, asked)
     rows = report.planned_rows([job])[0]
     batches = -(-rows // job["batch_size"])
     held = settings.locking.mode == "held"
-    sql = {"eligible": predicate(shape, window), "prepare": "; ".join(made.create()),
+    sql = {"eligible": predicate(shape, asked), "prepare": "; ".join(made.create()),
            "select": made.fill(None, job["batch_size"], lock=held), "copy": made.copy(), "delete": made.delete()}
     stem = names.stem(settings.s3.prefix, job["database"], job["schema"], job["table"],
                       time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), 1)

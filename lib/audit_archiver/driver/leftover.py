@@ -10,7 +10,7 @@ from audit_archiver.config.model import Database
 from audit_archiver.exits import ArchiverError
 from audit_archiver.holder.notes import JobKey, key_of
 from audit_archiver.postgres import catalog, connect, eligible
-from audit_archiver.postgres.rows_sql import Window
+from audit_archiver.postgres.rows_sql import window
 
 
 def still_referenced(database: Database, jobs: Iterable[dict[str, Any]], *, run: str) -> dict[JobKey, int]:
@@ -38,6 +38,6 @@ def still_referenced(database: Database, jobs: Iterable[dict[str, Any]], *, run:
 
 def _count(connection: connect.Connection, job: dict[str, Any]) -> int:
     shape = catalog.shape(connection, job["schema"], job["table"], tuple(job["key"]), job["timestamp"])
-    window = Window(job["cutoff"], job["start"], job["end"])
+    asked = window(job)
     all_old = replace(shape, references=())
-    return eligible.count(connection, all_old, window) - eligible.count(connection, shape, window)
+    return eligible.count(connection, all_old, asked) - eligible.count(connection, shape, asked)

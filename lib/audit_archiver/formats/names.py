@@ -118,6 +118,16 @@ def rollback_key(prefix: str, database: str, rollback: str, event: str) -> str:
     return f"{rollbacks_dir(prefix, database)}{rollback}-{event}.json"
 
 
+def holds_dir(prefix: str, database: str) -> str:
+    """The key prefix of the records of what is held of a database."""
+    return f"{database_dir(prefix, database)}.holds/"
+
+
+def hold_key(prefix: str, database: str, until: str, restore: str) -> str:
+    """The key of a hold: the one that ends first stands first. `until` is RFC 3339 UTC."""
+    return f"{holds_dir(prefix, database)}{stamp(until[:19])}Z-{restore}.json"
+
+
 def index_dir(prefix: str, database: str, schema: str, table: str) -> str:
     """The key prefix of a table's index segments."""
     return f"{table_dir(prefix, database, schema, table)}.index/"

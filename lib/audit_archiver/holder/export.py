@@ -13,7 +13,7 @@ from audit_archiver.exits import ArchiverError, ConfigError, Failed, Mismatch, R
 from audit_archiver.holder.batch import describe, name_left
 from audit_archiver.holder.notes import JobKey, JobNotes, key_of
 from audit_archiver.postgres import catalog, connect, ddl
-from audit_archiver.postgres.rows_sql import Statements, Window
+from audit_archiver.postgres.rows_sql import Statements, window
 from audit_archiver.postgres.transaction import Locked, Transaction
 
 
@@ -82,7 +82,7 @@ class Export:
             shape = catalog.shape(connection, job["schema"], job["table"], tuple(job["key"]), job["timestamp"], find=find)
             if shape.sha256 != job["shape_sha256"]:
                 raise Retryable(f"table '{shape.title}' changed after it was planned", hint="plan it anew")
-            self._planned[key] = shape, Statements(shape, Window(job["cutoff"], job["start"], job["end"]))
+            self._planned[key] = shape, Statements(shape, window(job))
         return self._planned[key]
 
     def _lock(self, cursor: Optional[list[str]], limit: int) -> dict[str, Any]:

@@ -7,19 +7,29 @@ The control connection holds K1 from the first begin of the database until the e
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 from audit_archiver.config.model import Config, Database
 from audit_archiver.exits import ArchiverError, ConfigError, Retryable
-from audit_archiver.postgres import catalog, connect, ddl, locks, partitions
-from audit_archiver.postgres.rows_sql import Statements, Window
+from audit_archiver.formats.hold import Hold
+from audit_archiver.postgres import catalog, connect, ddl, held, locks, partitions
+from audit_archiver.postgres.rows_sql import Statements, window
 from audit_archiver.postgres.transaction import Transaction
 
 CANCEL_WITHIN_S = 5.0
 
-# recover(database, control connection, tables or None for all) -> {(schema, table): why it is held}
-Recover = Callable[[Database, connect.Connection, Optional[list[tuple[str, str]]]], dict[tuple[str, str], str]]
+
+class Standing(NamedTuple):
+    """What the bucket says of a database once recovery has run: the (schema, table) that must be left alone and why, and the
+    rows that are held."""
+
+    tables: dict[tuple[str, str], str]
+    holds: Sequence[Hold] = ()
+
+
+# recover(database, control connection, tables or None for all)
+Recover = Callable[[Database, connect.Connection, Optional[list[tuple[str, str]]]], Standing]
 
 
 @dataclass
@@ -48,6 +58,7 @@ class DatabaseSession:
         self._locked_tables: dict[int, tuple[str, str]] = {}
         self._guard = threading.RLock()
         self.held: dict[tuple[str, str], str] = {}
+        self._holds: Sequence[Hold] = ()
         self.control = connect.connect(database, purpose="control", run=run)
         self.control_pid = self.control.info.backend_pid
         try:
@@ -57,7 +68,7 @@ class DatabaseSession:
             raise
         try:
             if not self.per_table:
-                self.held = recover(database, self.control, None)
+                self._settle(recover(database, self.control, None))
         except BaseException:
             self._end_control()
             raise
@@ -66,6 +77,10 @@ class DatabaseSession:
     def per_table(self) -> bool:
         """True if the lock's scope is a table (locking.scope)."""
         return self.config.locking.scope == "table"
+
+    def _settle(self, found: Standing) -> None:
+        self.held.update(found.tables)
+        self._holds = found.holds
 
     @property
     def _title(self) -> str:
@@ -83,10 +98,13 @@ class DatabaseSession:
                     raise Retryable(f"table '{shape.title}' changed after it was planned", hint="it is planned anew")
                 if self.per_table and shape.oid not in self._locked_tables:
                     locks.take(self.control, [shape.oid], f"'{shape.title}' in {self._title}")
-                    self.held.update(self._recover(self.database, self.control, [name]))
+                    self._settle(self._recover(self.database, self.control, [name]))
                     self._locked_tables[shape.oid] = name
+                holds = () if job.get("force_rearchive") else held.of_table(self.control, self._holds, *name, job["timestamp"])
+                planned = window(job)
+                ranges = tuple(dict.fromkeys([*planned.held, *(hold.range for hold in holds)]))  # some may be younger than the plan
                 self._plans[asked] = Plan(
-                    shape, Statements(shape, Window(job["cutoff"], job["start"], job["end"])), catalog.server(self.control, shape.oid),
+                    shape, Statements(shape, replace(planned, held=ranges)), catalog.server(self.control, shape.oid),
                     shape.oid if self.per_table else None, ddl.statements(self.control, shape.oid),
                     getattr(configured, "cascade", "refuse") == "acknowledged", leave)
             if name in self.held:

@@ -12,8 +12,9 @@ import os
 import threading
 from typing import Any, Iterator, Optional, Sequence
 
-from audit_archiver.exits import ArchiverError, Failed, LockHeld, Mismatch, NetworkError
-from audit_archiver.postgres import catalog, connect, locks, witness
+from audit_archiver.exits import ArchiverError, ConfigError, Failed, LockHeld, Mismatch, NetworkError
+from audit_archiver.formats.hold import Hold
+from audit_archiver.postgres import catalog, connect, held, locks, witness
 from audit_archiver.postgres.rows_sql import BATCH, Statements, Window
 from audit_archiver.postgres.transaction import Transaction
 
@@ -75,6 +76,15 @@ class Guarded:
         transaction.check()
         numbers = statements.number_column
         return [row[0] for row in connect.rows(transaction.connection, f"SELECT {numbers} FROM {BATCH} ORDER BY {numbers}")]
+
+    def require_unheld(self, holds: Sequence[Hold], title: str) -> None:
+        """Raise ConfigError if a hold that the plan did not know keeps a locked row in the table (T12)."""
+        shape, connection = self._shape, self._transaction.connection
+        found = held.of_table(connection, holds, shape.schema, shape.name, shape.timestamp)
+        rows = connect.scalar(connection, self._statements.held([hold.range for hold in found])) if found else 0
+        if rows:
+            raise ConfigError(f"{rows} rows of {title} are held; nothing was deleted", detail="; ".join(hold.words for hold in found),
+                              hint="plan and select anew: what is held is left out; --force-rearchive deletes them all the same")
 
     def rows_sha256(self) -> str:
         """The digest of the locked rows, serialized again by the expressions of the export."""

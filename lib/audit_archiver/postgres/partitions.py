@@ -58,5 +58,10 @@ def configured(connection: connect.Connection, database: Database, schema: str, 
     found = database.table(schema, name)
     if found is not None:
         return found
-    above = (database.table(*parent) for parent in connect.rows(connection, _ABOVE_SQL, (schema, name)))
+    above = (database.table(*parent) for parent in lineage(connection, schema, name))
     return next((table for table in above if table is not None), None)
+
+
+def lineage(connection: connect.Connection, schema: str, name: str) -> list[tuple[str, str]]:
+    """(schema, name) of a table and of everything above it, the nearest first; nothing if it does not exist."""
+    return [(row[0], row[1]) for row in connect.rows(connection, _ABOVE_SQL, (schema, name))]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 from audit_archiver.postgres import columns as table_columns
 from audit_archiver.postgres.catalog import Reference, Shape
@@ -34,11 +34,18 @@ _CSV = r"WITH (FORMAT csv, QUOTE E'\x01', DELIMITER E'\x02')"
 
 @dataclass(frozen=True)
 class Window:
-    """Which rows are eligible: older than `cutoff`, and within [start, end) where given; RFC 3339 UTC texts."""
+    """Which rows are eligible: older than `cutoff`, and within [start, end) where given; RFC 3339 UTC texts. Not those in
+    one of the ranges [first, last] in `held`, texts of the timestamp's own type."""
 
     cutoff: str
     start: Optional[str] = None
     end: Optional[str] = None
+    held: tuple[tuple[str, str], ...] = ()
+
+
+def window(job: Mapping[str, Any]) -> Window:
+    """What a job line asks for."""
+    return Window(job["cutoff"], job["start"], job["end"], tuple((first, last) for first, last in job.get("held", ())))
 
 
 def predicate(shape: Shape, window: Window, alias: str = "t") -> str:
@@ -54,6 +61,7 @@ def predicate(shape: Shape, window: Window, alias: str = "t") -> str:
         parts.append(f"{column} >= {_time(shape, window.start)}")
     if window.end is not None:
         parts.append(f"{column} < {_time(shape, window.end)}")
+    parts += [f"NOT {_within(shape, held, alias)}" for held in window.held]
     parts += [f"NOT {_referenced(reference, alias)}" for reference in shape.references if not reference.destroys]
     return " AND ".join(parts)
 
@@ -61,6 +69,11 @@ def predicate(shape: Shape, window: Window, alias: str = "t") -> str:
 def count(shape: Shape, window: Window) -> str:
     """Counts the eligible rows."""
     return f"SELECT count(*) FROM ONLY {shape.qualified} t WHERE {predicate(shape, window)}"
+
+
+def _within(shape: Shape, held: tuple[str, str], alias: str) -> str:
+    column, (first, last) = f"{alias}.{ident(shape.timestamp)}", held
+    return f"({column} >= {_time(shape, first)} AND {column} <= {_time(shape, last)})"
 
 
 def never_eligible(shape: Shape) -> str:
@@ -213,6 +226,10 @@ class Statements:
         order = ", ".join(self._ranked("t", name) for name in self._order)
         return (f"SELECT (SELECT row_to_json(r.*) FROM (SELECT {self._encoded('t')}) r)::text FROM (SELECT t.* FROM ONLY "
                 f"{self.shape.qualified} t WHERE {predicate(self.shape, self.window)} ORDER BY {order} LIMIT {int(rows)}) t")
+
+    def held(self, ranges: Sequence[tuple[str, str]]) -> str:
+        """Counts the batch's rows that lie in one of the ranges [first, last]."""
+        return f"SELECT count(*) FROM {BATCH} b WHERE {' OR '.join(_within(self.shape, each, 'b') for each in ranges)}"
 
     def children(self, reference: Reference) -> str:
         """Counts rows of a child table that the delete would change or destroy."""

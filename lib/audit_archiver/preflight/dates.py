@@ -23,6 +23,14 @@ def end(text: Optional[str]) -> Optional[str]:
     return None if text is None else _moment(text, "--end-date", days=1)
 
 
+def until(text: Optional[str], flag: str) -> Optional[str]:
+    """The moment at which something ends that lasts until then, a date included; raises ConfigError if that is over."""
+    found = None if text is None else _moment(text, flag, days=1)
+    if found is not None and found <= datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ"):
+        raise ConfigError(f"{flag} '{text}' is over", hint="name a day to come")
+    return found
+
+
 def check_order(first: Optional[str], last: Optional[str]) -> None:
     """Raise ConfigError unless something lies between the two."""
     if first is not None and last is not None and first >= last:

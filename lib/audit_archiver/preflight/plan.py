@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Optional, Sequence
 
 from audit_archiver.config.model import Config, Database, Table
 from audit_archiver.exits import ArchiverError, ConfigError
 from audit_archiver.formats import job as jobs
-from audit_archiver.postgres import catalog, connect, eligible, partitions
+from audit_archiver.formats.hold import Hold
+from audit_archiver.postgres import catalog, connect, eligible, held, partitions
 from audit_archiver.postgres.rows_sql import Window
 
 SKEW_S = 300  # REQ-TIME-002
+HELD, FORCED = "plan.held", "plan.forced"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Selection:
     limit: Optional[int] = None
     batch_size: Optional[int] = None
     exact: bool = True
+    force_rearchive: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Planned:
 
     jobs: list[dict[str, Any]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+
+    @property
+    def held(self) -> list[str]:
+        """What is said of rows that are held."""
+        return [note.msg for note in self.notes if note.event in (HELD, FORCED)]
 
     @property
     def refused(self) -> list[dict[str, Any]]:
@@ -88,11 +96,11 @@ def selected(config: Config, selection: Selection) -> list[tuple[Database, list[
 
 def plan_database(database: Database, config: Config, run: str, selection: Selection, *,
                   tables: Optional[Sequence[Table]] = None, connection: Optional[connect.Connection] = None,
-                  opened: Callable[[connect.Connection], None] = lambda connection: None) -> Planned:
+                  opened: Callable[[connect.Connection], None] = lambda connection: None, holds: Sequence[Hold] = ()) -> Planned:
     """Plan `tables` of a database (all that the selection means, by default).
 
     With a `connection` given it is used and stays open; otherwise one of its own is opened, read-only, and closed;
-    `opened` gets to know it, so that another thread can cut it. Errors become refused jobs, those of the
+    `opened` gets to know it, so that another thread can cut it. `holds` are those of the database. Errors become refused jobs, those of the
     connection too: the caller decides what they are worth.
     """
     if tables is None:
@@ -105,7 +113,7 @@ def plan_database(database: Database, config: Config, run: str, selection: Selec
         return planned
     try:
         opened(session)
-        _plan_tables(session, database, tables, run, selection, planned, own=connection is None)
+        _plan_tables(session, database, tables, run, selection, planned, holds, own=connection is None)
     finally:
         if connection is None:
             session.close()
@@ -113,7 +121,7 @@ def plan_database(database: Database, config: Config, run: str, selection: Selec
 
 
 def _plan_tables(session: connect.Connection, database: Database, tables: Sequence[Table], run: str,
-                 selection: Selection, planned: Planned, *, own: bool) -> None:
+                 selection: Selection, planned: Planned, holds: Sequence[Hold], *, own: bool) -> None:
     found: list[tuple[Optional[catalog.Shape], dict[str, Any]]] = []
     try:
         if own:
@@ -126,16 +134,18 @@ def _plan_tables(session: connect.Connection, database: Database, tables: Sequen
     for table in tables:
         try:
             shape = catalog.shape(session, table.schema, table.name, table.key, table.timestamp, table.at, table.find)
-            found.append((shape, _job(session, database, table, shape, run, selection, planned)))
+            found.append((shape, _job(session, database, table, shape, run, selection, planned, holds)))
         except ArchiverError as error:
             found.append((None, _refused(database, table, run, _explained(error, table))))
     planned.jobs = _children_first(found)
 
 
 def _job(session: connect.Connection, database: Database, table: Table, shape: catalog.Shape, run: str,
-         selection: Selection, planned: Planned) -> dict[str, Any]:
+         selection: Selection, planned: Planned, holds: Sequence[Hold]) -> dict[str, Any]:
     cutoff = eligible.cutoff(session, table.retention_days + table.safety_buffer_days)
     window = Window(cutoff, selection.start, selection.end)
+    if holds:
+        window = _held(session, table, shape, window, selection, planned, holds)
     if selection.exact:
         rows = eligible.count(session, shape, window)
         planned.notes += _left_in_place(shape, *eligible.left_in_place(session, shape))
@@ -147,7 +157,30 @@ def _job(session: connect.Connection, database: Database, table: Table, shape: c
         run=run, database=database.name, schema=table.schema, table=table.name, key=list(table.key),
         timestamp=table.timestamp, cutoff=cutoff, start=selection.start, end=selection.end, batch_size=size,
         limit=selection.limit, sleep_s=table.sleep_s, cursor=None, estimate=rows, shape_sha256=shape.sha256,
-        **({"find": list(table.find)} if table.find else {}))
+        **({"find": list(table.find)} if table.find else {}), **({"held": [list(each) for each in window.held]} if window.held else {}),
+        **({"force_rearchive": True} if selection.force_rearchive else {}))
+
+
+def _held(session: connect.Connection, table: Table, shape: catalog.Shape, window: Window, selection: Selection, planned: Planned,
+          holds: Sequence[Hold]) -> Window:
+    """The window without the rows that are held, each hold noted; with --force-rearchive the whole window."""
+    force = selection.force_rearchive
+    try:
+        found = held.of_table(session, holds, table.schema, table.name, table.timestamp)
+    except ConfigError as error:
+        if not force:
+            raise
+        planned.notes.append(Note(FORCED, f"--force-rearchive: {error.msg}", True, {"table": shape.title}))
+        return window
+    for hold in found:
+        with_it = replace(window, held=(*window.held, hold.range))
+        rows = eligible.count(session, shape, window) - eligible.count(session, shape, with_it) if selection.exact else None
+        many = "" if rows is None else f"{rows} eligible "
+        said = f"{shape.title}: {many}{hold.words}" + ("; --force-rearchive archives them all the same" if force else "")
+        planned.notes.append(Note(FORCED if force else HELD, said, True, {
+            "table": shape.title, "hold": hold.hold, "until": hold.until, "rows": rows}))
+        window = with_it
+    return replace(window, held=()) if force else window
 
 
 def _refused(database: Database, table: Table, run: str, error: ArchiverError) -> dict[str, Any]:

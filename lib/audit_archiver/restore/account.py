@@ -76,7 +76,7 @@ class Account:
         keys = ("database", "schema", "table")
         value = {
             "format": "aa-restore", "version": 1, "restore": self.restore, "event": event,
-            "at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "at": now(),
             "by": by(),
             "dry_run": self.dry_run, "source": dict(zip(keys, self.source)), "target": {**dict(zip(keys, self.target)), "created": self.created},
             "asked": self.asked, "differences": self.differences, "outcome": self.outcome if event == END else "begun",
@@ -102,6 +102,11 @@ class Account:
         except ArchiverError as error:
             log.error("restore.record", f"the record of this restore could not be written: {error.msg}", hint=error.hint, code=error.code)
             self.fail(error)
+
+
+def now() -> str:
+    """The time of a record."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def by() -> dict[str, str]:

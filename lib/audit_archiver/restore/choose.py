@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Iterable, Optional
+from typing import Iterable, Optional, Sequence
 
 from audit_archiver.catalogue import archived, index, leftovers
 from audit_archiver.catalogue.archived import Batch
@@ -19,6 +19,7 @@ from audit_archiver.objectstore.client import Store
 from audit_archiver.objectstore.errors import NotFound
 
 _TEXT = re.compile(r"(\d+)(-\d\d-\d\d)(?:[T ](\d\d:\d\d:\d\d))?.*?( BC)?$")
+_FRACTION = re.compile(r":\d\d\.(\d{1,6})")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,20 @@ def one(store: Store, key: str) -> Batch:
     state = archived.ARCHIVED if store.head(stem + names.ROLLED_BACK) is None else archived.ROLLED_BACK
     return Batch(batch["database"], batch["schema"], batch["table"], stem, state, batch["run"], entry["number"], entry["id"],
                  entry["rows"], entry["first"], entry["last"], entry["bytes"], entry["gz_bytes"], entry["committed_at"])
+
+
+def span(batches: Sequence[Batch], start: Optional[str], end: Optional[str]) -> tuple[str, str]:
+    """The first and the last timestamp of the rows of `batches`, within [start, end) where given, as texts."""
+    edges = [(str((batch.first or [""])[0]), str((batch.last or [""])[0])) for batch in batches]
+    first, last = min((edge[0] for edge in edges), key=_moment), max((edge[1] for edge in edges), key=_moment)
+    return (start if start is not None and _moment(start) > _moment(first) else first,
+            end if end is not None and _moment(end) < _moment(last) else last)
+
+
+def _moment(text: str) -> tuple[tuple[int, str], str]:
+    """The same as `second`, with the fraction of the second."""
+    found = _FRACTION.search(text)
+    return second(text), (found.group(1) if found else "").ljust(6, "0")
 
 
 def second(text: str) -> tuple[int, str]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Callable, Optional, Sequence
 
 from audit_archiver import log
-from audit_archiver.catalogue import archived
+from audit_archiver.catalogue import archived, holds
 from audit_archiver.catalogue.archived import Batch
-from audit_archiver.exits import ArchiverError, ConfigError, Mismatch
+from audit_archiver.exits import ArchiverError, ConfigError, LockHeld, Mismatch
+from audit_archiver.formats.hold import Hold
 from audit_archiver.objectstore.client import Store
-from audit_archiver.postgres import connect
-from audit_archiver.restore import account, create, crew, differences, rehearse, sequences
+from audit_archiver.postgres import connect, lock_holders, partitions
+from audit_archiver.restore import account, choose, create, crew, differences, rehearse, sequences
 from audit_archiver.restore import target as targets
 from audit_archiver.restore.account import Account
 from audit_archiver.restore.functions import Functions
@@ -47,6 +48,7 @@ class Wanted:
     in_flight: int = 2
     rows: int = 50_000
     dry_run: bool = False
+    hold_until: Optional[str] = None
 
     @property
     def filtered(self) -> bool:
@@ -98,6 +100,8 @@ class Restoring:
             oid = self._made(ddl)
         if oid is not None:
             self.target = targets.look(control, self._place, oid)
+        if wanted.hold_until is not None and batches:
+            self._hold(batches, wanted.hold_until)
         watermark = self._watermark()
         if watermark is not None and not wanted.ignore_watermark:
             batches = self._not_yet(batches, watermark)
@@ -119,6 +123,37 @@ class Restoring:
         if ddl is not None:
             for error in ddl.finish(control, self.target.oid):
                 self.account.fail(error)
+
+    def _hold(self, batches: Sequence[Batch], until: str) -> None:
+        """Keep the rows that are meant in their table, before the first of them is there (T12): the range of their times.
+
+        A run that is at work has planned without it, and one that begins from now on finds it.
+        """
+        place, by = self._place, {commit_record(self._store, batch)["batch"]["timestamp"] for batch in self._one_of_each_run(batches)}
+        if len(by) > 1:
+            raise ConfigError(f"the rows were archived by several timestamp columns: {', '.join(sorted(by))}",
+                              hint="restore and hold what each --run archived by itself")
+        configured = partitions.configured(self._control, place.database, place.schema, place.table)
+        timestamp, = by
+        if configured is not None and configured.timestamp != timestamp:
+            raise ConfigError(f"--hold-until holds rows by '{timestamp}', and {place.title} is archived by '{configured.timestamp}'",
+                              hint="restore --into another table", at=configured.at)
+        first, last = choose.span(batches, self._wanted.start, self._wanted.end)
+        hold = Hold(self.account.restore, place.database.name, place.schema, place.table, timestamp, first, last, until)
+        words = f"rows of {place.title} from {first} to {last} {{}} held until {until}: runs leave them in the table"
+        if self._wanted.dry_run:
+            log.info("restore.held", words.format("would be"))
+            return
+        self._require_no_run()
+        holds.put(self._store, hold, account.now(), account.by())
+        self._require_no_run()
+        log.info("restore.held", words.format("are"), until=until)
+
+    def _require_no_run(self) -> None:
+        found = lock_holders.holders(self._control)
+        if found:
+            raise LockHeld(f"a run is at work in database '{self._place.database.name}', and would not hold what is restored: {found[0].words}",
+                           hint="restore again when it has ended; nothing was restored")
 
     def _made(self, ddl: Optional[create.Ddl]) -> Optional[int]:
         """The table, made from the archived DDL; None in a dry run."""
@@ -147,15 +182,19 @@ class Restoring:
 
     def _compare(self, batches: Sequence[Batch]) -> None:
         """Compare the shapes before the first row: of the first batch of each run, since a run keeps to one shape."""
-        first: dict[Optional[str], Batch] = {}
-        for batch in batches:
-            first.setdefault(batch.run, batch)
-        for batch in first.values():
+        for batch in self._one_of_each_run(batches):
             try:
                 line = commit_record(self._store, batch)
             except Mismatch:
                 continue  # it is said when its turn comes
             self._statements(line)
+
+    @staticmethod
+    def _one_of_each_run(batches: Sequence[Batch]) -> list[Batch]:
+        first: dict[Optional[str], Batch] = {}
+        for batch in batches:
+            first.setdefault(batch.run, batch)
+        return list(first.values())
 
     def _statements(self, line: dict[str, Any]) -> Optional[Statements]:
         """The SQL for a batch. Raises ConfigError if its rows do not fit; each shape is compared, and said, once."""

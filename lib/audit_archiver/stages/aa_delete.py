@@ -39,6 +39,8 @@ def build_parser() -> cli.Parser:
                      help="delete nothing; write {\"key\":[...],\"now\":\"changed|absent\"} for each row that is not as it was archived")
     how.add_argument("--allow-subset", action="store_true",
                      help="without a holder: delete the rest of a batch of which some rows are gone and none was changed")
+    parser.add_argument("--force-rearchive", action="store_true",
+                        help="without a holder: delete also rows that aa-restore --hold-until keeps in their table")
     return parser
 
 
@@ -46,8 +48,8 @@ def run(command: Command) -> int:
     """Delete every batch of the input, in the holder's transaction or by the guarded path."""
     if command.holder is None:
         return _run_guarded(command)
-    if command.args.explain or command.args.allow_subset:
-        raise ConfigError("--explain and --allow-subset belong to the guarded path", hint="unset AA_TXN")
+    if command.args.explain or command.args.allow_subset or command.args.force_rearchive:
+        raise ConfigError("--explain, --allow-subset and --force-rearchive belong to the guarded path", hint="unset AA_TXN")
     for text in command.source():
         line = batches.parse(text, needs=("uploaded", "verified"), lacks=("deleted",))
         command.sink.emit(_delete_held(command.holder, line))
@@ -84,7 +86,7 @@ def _run_guarded(command: Command) -> int:
                 continue
             line = batches.parse(text, needs=("uploaded", "verified"), lacks=("deleted", "committed"))
             log.bind(run_id=line["batch"]["run"])
-            deleted = guard.delete(line, allow_subset=command.args.allow_subset)
+            deleted = guard.delete(line, allow_subset=command.args.allow_subset, force_rearchive=command.args.force_rearchive)
             if deleted is not None:
                 command.sink.emit(deleted)
     finally:

@@ -1,6 +1,7 @@
 """Write a job line for each configured table: key, cutoff by the server's clock, estimate, or why it is refused.
 
-Reads the configuration and PostgreSQL, read-only; writes job lines (man 5 aa-job) to standard output. A table
+Reads the configuration, PostgreSQL, read-only, and in the bucket which restored rows are held; writes job lines (man 5
+aa-job) to standard output. A table
 that cannot be archived, and every table of a database that cannot be reached, becomes a refused line, and the
 others are planned all the same. Run again it plans anew: the cutoff is the server's now() less the retention.
 """
@@ -16,10 +17,12 @@ import time
 from typing import Any, Callable, Mapping, Optional, Sequence
 
 from audit_archiver import cli, config, exits, lines, log
+from audit_archiver.catalogue import holds
 from audit_archiver.cli import Command
 from audit_archiver.exits import ConfigError
 from audit_archiver.formats import job as jobs
 from audit_archiver.formats import names
+from audit_archiver.objectstore.client import open_store
 from audit_archiver.postgres import connect
 from audit_archiver.preflight import dates
 from audit_archiver.preflight.plan import Planned, Selection, plan_database, selected
@@ -55,6 +58,8 @@ def add_selection(parser: cli.Parser) -> None:
                         help="leave older rows in place: a date (its 00:00 UTC) or an RFC 3339 time")
     parser.add_argument("--end-date", metavar="D",
                         help="leave later rows in place: a date (the day is included) or an RFC 3339 time (it is not)")
+    parser.add_argument("--force-rearchive", action="store_true",
+                        help="take also rows that aa-restore --hold-until keeps in their table")
     parser.add_argument("--limit", metavar="ROWS", type=cli.at_least_one,
                         help="take at most that many rows of each table (default: all that are eligible)")
     parser.add_argument("--batch-size", metavar="ROWS", type=_batch_rows,
@@ -72,8 +77,10 @@ def run(command: Command) -> int:
     for warning in settings.warnings:
         log.warning("config.warning", warning)
     planned: list[dict[str, Any]] = []
+    store = open_store(settings, watch=command.sink.stream)
     for database, tables in wanted:
-        found = _watched(command, functools.partial(plan_database, database, settings, run_id, chosen, tables=tables))
+        found = _watched(command, functools.partial(plan_database, database, settings, run_id, chosen, tables=tables,
+                                                    holds=holds.for_plan(store, database.name)))
         for note in found.notes:
             (log.warning if note.warning else log.info)(note.event, note.msg, **note.fields)
         for job in found.jobs:
@@ -147,7 +154,7 @@ def selection(args: argparse.Namespace, *, exact: bool) -> Selection:
     """What the options of `add_selection` ask for. Raises ConfigError for dates that are none."""
     start, end = dates.start(args.start_date), dates.end(args.end_date)
     dates.check_order(start, end)
-    return Selection(tuple(args.database), tuple(args.table), start, end, args.limit, args.batch_size, exact)
+    return Selection(tuple(args.database), tuple(args.table), start, end, args.limit, args.batch_size, exact, args.force_rearchive)
 
 
 def new_run(env: Mapping[str, str]) -> str:
