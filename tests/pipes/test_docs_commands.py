@@ -271,7 +271,24 @@ def is_whole(_place: Place, said: list[str]) -> None:
     assert "exit 0" in said[0] or said == [""]
 
 
+def copied_out(place: Place) -> None:
+    """Everything is archived, and the bucket is copied into a directory."""
+    all_archived(place)
+    for entry in place.hand.store.list(""):
+        path = place.path / "copy" / entry.key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(place.hand.store.get_bytes(entry.key))
+
+
+def is_printed(_place: Place, said: list[str]) -> None:
+    user, day, three, batches, copy = said
+    assert [json.loads(line)["id"] % 50 for line in user.splitlines()] == [7] * 5 and copy == user and len(batches.splitlines()) == 3
+    assert day.startswith("id,created_at,user_id,") and day.count("2024-02-10T") >= 2
+    assert all(list(json.loads(line)) == ["id", "created_at", "amount"] for line in three.splitlines()) and three
+
+
 SCENES: dict[str, Any] = {
+    "to be read": (copied_out, is_printed),
     "all archived": (all_archived, is_restored),
     "old rows": (old_rows, stay), "every night": (old_rows, archived), "interrupted": (interrupted, is_recorded),
     "held": (held, is_decided), "held and looked at": (looked_at, is_recorded),

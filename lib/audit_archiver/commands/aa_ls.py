@@ -16,6 +16,7 @@ from audit_archiver.catalogue.archived import ABANDONED, ARCHIVED, MISSING, OPEN
 from audit_archiver.cli import Command
 from audit_archiver.commands import selection_flags
 from audit_archiver.objectstore.client import Store, open_store
+from audit_archiver.query.search import Search
 from audit_archiver.restore import choose
 
 NAME = "aa-ls"
@@ -33,6 +34,7 @@ def build_parser() -> cli.Parser:
     """The options."""
     parser = cli.parser(NAME, __doc__)
     selection_flags.add(parser, "list")
+    selection_flags.add_where(parser, "only batches that may hold a row whose column answers this, as far as their metadata say")
     parser.add_argument("--output", choices=("text", "json"), help="form of the list (default: text on a terminal, json elsewhere)")
     return parser
 
@@ -44,14 +46,18 @@ def run(command: Command) -> int:
     log.follow(settings.observability)
     selection = selection_flags.chosen(args)
     store = open_store(settings, watch=command.sink.stream)
-    lost = 0
+    search, lost = Search(store, args.where), 0
     databases = args.database or [database.name for database in settings.databases]
     for found in [[choose.one(store, args.s3_key)]] if args.s3_key else _listed(store, databases, selection):
         lost += sum(batch.state == MISSING for batch in found)
+        if args.where:
+            found = [place.batch for place in search.places(batch for batch in found if batch.state == ARCHIVED)]
         if not args.quiet:
             _write(command, found)
-    if not args.s3_key:
+    if not args.s3_key and not args.where:
         _say_held(store, databases, selection.tables)
+    if args.where:
+        search.figures.say()
     if lost:
         log.error("ls.missing", f"{lost} batches have lost their commit record", hint="the index names them; restore the objects of the "
                   "bucket from a version or a replica, and do not archive these tables until then", code=exits.FAILED)

@@ -7,6 +7,7 @@ from typing import Any
 from audit_archiver import cli
 from audit_archiver.exits import ConfigError
 from audit_archiver.preflight import dates
+from audit_archiver.query import conditions
 from audit_archiver.restore.choose import Selection
 
 
@@ -20,6 +21,12 @@ def add(parser: cli.Parser, verb: str) -> None:
     parser.add_argument("--end-date", metavar="DATE", help="only batches with rows before then; a date includes that day")
     parser.add_argument("--run", metavar="RUN", help="only what this run archived")
     parser.add_argument("--s3-key", metavar="KEY", help="only the batch of this object")
+
+
+def add_where(parser: cli.Parser, what: str) -> None:
+    """--where, of a command that reads what stands in the rows."""
+    parser.add_argument("--where", metavar="CONDITION", action="append", default=[], type=lambda text: conditions.parse(cli.text(text)),
+                        help=f"{what}: COL=VALUE, COL<VALUE, <=, >, >=, 'COL is null', 'COL is not null'; may be repeated, all must hold")
 
 
 def chosen(args: Any) -> Selection:

@@ -21,6 +21,7 @@ from audit_archiver.formats import members
 
 MODULUS = 262139  # the largest prime below 2**18: the CRC alone, which is linear, would be unfair to values in a row
 PART = 1 << 14  # residues in a part of a filter: a reader fetches one of 16
+PARTS = -(-MODULUS // PART)
 RANGE_BYTES = 100  # a longer value is no bound worth having in each metadata
 
 _NUMBERS = ("smallint", "integer", "bigint")
@@ -28,6 +29,7 @@ _UNIFORM = (*_NUMBERS, "uuid", "text", "date", "timestamp without time zone", "t
 _NULL = b"null"
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _HALF = len(_DIGITS) // 2
+_PLACES = {digit: place for place, digit in enumerate(_DIGITS)}
 
 
 class Finder:
@@ -67,6 +69,20 @@ class Finder:
 def lines_of(parts: Sequence[str]) -> list[bytes]:
     """The lines that the parts of filters are in the metadata, from the second line on."""
     return [b'"' + part.encode() + (b'",\n' if number < len(parts) else b'"\n') for number, part in enumerate(parts, 1)]
+
+
+def members_of(part: bytes, residue: int, count: int) -> set[int]:
+    """The members, of `count`, that a value of this residue may be in, out of its part of a filter (a line of the metadata)."""
+    found, number, difference = set(), 0, 0
+    for digit in map(_PLACES.__getitem__, part.decode().strip('",\n')):
+        difference = difference * _HALF + digit % _HALF
+        if digit < _HALF:
+            number, difference = number + difference, 0
+            if number >= (residue + 1) * count:
+                break
+            if number >= residue * count:
+                found.add(number % count)
+    return found
 
 
 class _Range:

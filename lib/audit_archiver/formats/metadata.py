@@ -6,7 +6,7 @@ list is one header line and then one key per line, so that `grep` finds a key an
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, Optional, Sequence
 
 from audit_archiver import __version__, lines
 from audit_archiver.exits import InputError
@@ -59,6 +59,13 @@ def dump(value: dict[str, Any]) -> bytes:
         return lines.dump(value)
     header = {name: item for name, item in value.items() if name != "filters"}
     return lines.dump(header)[:-2] + _FILTERS_OPEN + b"".join(find.lines_of(value["filters"])) + b"]}\n"
+
+
+def head(content: bytes) -> tuple[Optional[bytes], int]:
+    """The JSON of metadata without their filters, of the object's first bytes, and where the lines of the filters begin; (None, 0)
+    if these bytes do not reach that far, or there are no filters."""
+    end = content.find(_FILTERS_OPEN)
+    return (content[:end] + b"}", end + len(_FILTERS_OPEN)) if end >= 0 else (None, 0)
 
 
 def rebuild(value: Any, stem: str, metadata_sha256: str, manifest_sha256: str) -> dict[str, Any]:

@@ -83,6 +83,10 @@ class Store:
         """The whole object; NotFound if there is none, Mismatch if it is larger than `limit` bytes."""
         return get.get_bytes(self.connection, key, limit)[0]
 
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        """The bytes from `start` up to `end` (exclusive) of an object; fewer where it ends before."""
+        return get.get_range(self.connection, key, start, end)
+
     def read(self, key: str, limit: int = SMALL_BYTES) -> tuple[bytes, Body]:
         """The whole object together with its (read) Body, which has the size, ETag and version."""
         return get.get_bytes(self.connection, key, limit)

@@ -74,6 +74,16 @@ def get_bytes(connection: Connection, key: str, limit: int) -> tuple[bytes, Body
     return connection.retrying(attempt)
 
 
+def get_range(connection: Connection, key: str, start: int, end: int) -> bytes:
+    """The bytes from `start` up to `end` (exclusive) of an object, fewer where it ends before; tried again if the stream breaks."""
+    what = f"read '{connection.url(key)}'"
+
+    def attempt() -> bytes:
+        with Body(connection, key, connection.request("get_object", what, Key=key, Range=f"bytes={start}-{end - 1}")) as body:
+            return body.read()
+    return connection.retrying(attempt)
+
+
 def head(connection: Connection, key: str) -> Optional[Head]:
     """What the store says of an object, or None if there is none."""
     try:
