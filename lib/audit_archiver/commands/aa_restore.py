@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Iterator, Optional, Sequence
 from audit_archiver import cli, config, exits, log
 from audit_archiver.catalogue.archived import Batch
 from audit_archiver.cli import Command
+from audit_archiver.commands import thaw_flags
 from audit_archiver.config.model import Config
 from audit_archiver.exits import ArchiverError, ConfigError
 from audit_archiver.formats import names
@@ -77,6 +78,7 @@ def build_parser() -> cli.Parser:
                         help="load as many batches in one transaction as have this many rows, at least one (default: %(default)s rows)")
     parser.add_argument("--in-flight", metavar="N", type=cli.at_least_one, default=2,
                         help="load so many transactions side by side, where conflicts are not to be settled (default: %(default)s)")
+    thaw_flags.add(parser)
     parser.add_argument("--dry-run", action="store_true",
                         help="write nothing: prove the objects, compare with the table in a read-only transaction, and say what would be done")
     parser.add_argument("--output", choices=("text", "json"), help="form of the report (default: text on a terminal, json elsewhere)")
@@ -134,7 +136,7 @@ def _wanted(args: Any, settings: Config) -> Wanted:
             raise ConfigError(f"{flag} and its expressions in --functions go together", hint="see man aa-restore, FUNCTIONS")
     return Wanted(start, end, tuple(args.where), args.conflict_strategy, args.schema_strategy, functions, args.create_table, args.disable_triggers,
                   args.ignore_watermark, settings.restore_watermark, in_flight=args.in_flight, rows=args.batch_size, dry_run=args.dry_run,
-                  hold_until=dates.until(args.hold_until, "--hold-until"))
+                  hold_until=dates.until(args.hold_until, "--hold-until"), thaw=thaw_flags.chosen(args))
 
 
 def _chosen(store: Store, settings: Config, args: Any,

@@ -12,7 +12,7 @@ from typing import Optional, Sequence
 
 from audit_archiver import cli, config, log
 from audit_archiver.cli import Command
-from audit_archiver.commands import selection_flags
+from audit_archiver.commands import selection_flags, thaw_flags
 from audit_archiver.exits import ConfigError
 from audit_archiver.objectstore.client import open_store
 from audit_archiver.validate import findings, in_table, subset
@@ -38,6 +38,7 @@ def build_parser() -> cli.Parser:
                         help="only the K-th of N parts of the batches, always the same ones, so that N calls see them all (default: all)")
     parser.add_argument("--against-table", choices=(in_table.AUTO, in_table.YES, in_table.NO), default=in_table.AUTO,
                         help="look archived keys up in the tables: yes, no, or auto: where the database can be reached (default: %(default)s)")
+    thaw_flags.add(parser)
     parser.add_argument("--repair", action="store_true", help="say which index segments are missing and would be rebuilt from the commit records")
     parser.add_argument("--execute", action="store_true", help="with --repair: write them")
     parser.add_argument("--output", choices=("text", "json"), help="form of the report (default: text on a terminal, json elsewhere)")
@@ -58,7 +59,7 @@ def run(command: Command) -> int:
         raise ConfigError("--repair looks at every batch of a table", hint="leave --subset and --s3-key out")
     if args.against_table == in_table.YES and args.depth == findings.LIGHT:
         raise ConfigError("--against-table yes needs the keys, and depth light reads none", hint="use --depth sample or full")
-    asked = Asked(selection, args.depth, args.subset, args.repair, args.execute)
+    asked = Asked(selection, args.depth, args.subset, args.repair, args.execute, thaw_flags.chosen(args))
     store = open_store(settings, watch=command.sink.stream)
     report = validate(settings, store, args.database or [database.name for database in settings.databases], asked,
                       against_table=args.against_table, s3_key=args.s3_key)

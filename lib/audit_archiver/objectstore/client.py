@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Callable, Iterator, Optional, TypeVa
 
 from audit_archiver import log
 from audit_archiver.exits import ArchiverError, Mismatch
-from audit_archiver.objectstore import get, listing, multipart
+from audit_archiver.objectstore import get, listing, multipart, thaw
 from audit_archiver.objectstore.connection import Connection
 from audit_archiver.objectstore.content import Put
 from audit_archiver.objectstore.get import Body, Head
@@ -110,6 +110,10 @@ class Store:
     def delete(self, key: str) -> None:
         """Remove an object, or mark it deleted in a versioned bucket; absent is fine."""
         self.connection.safely("delete_object", f"delete '{self.url(key)}'", Key=key)
+
+    def thaw(self, key: str, days: int, tier: str) -> None:
+        """Ask for a copy of a frozen object that can be read for so many days; asked for already is fine."""
+        thaw.ask(self.connection, key, days, tier)
 
     def unfinished_uploads(self, prefix: str) -> Iterator[tuple[str, str, object]]:
         """(key, upload id, begun) of multipart uploads under `prefix` that nobody completed or aborted."""

@@ -22,6 +22,10 @@ class NotThawed(Failed):
     code = NetworkError.code
 
 
+class Thawing(Failed):
+    """The object was asked for already, and is not ready yet (409)."""
+
+
 class Refused(Failed):
     """The store refused a create-only write: the name is taken (412)."""
 
@@ -99,7 +103,9 @@ def _answer(response: dict[str, Any], what: str, at: Optional[str]) -> ArchiverE
         return NotFound(f"cannot {what}: there is no such {'upload' if code == 'NoSuchUpload' else 'object'}", detail=said)
     if code == "InvalidObjectState":
         return NotThawed(f"cannot {what}: the object has to be thawed first", detail=said,
-                         hint="restore it from its storage class (aws s3api restore-object), which takes hours, and try again")
+                         hint="--thaw of aa-restore and aa-validate asks for it, which takes hours")
+    if code == "RestoreAlreadyInProgress":
+        return Thawing(f"cannot {what}: it is asked for already", detail=said)
     if code in _FULL or status == 507:
         return ResourceError(f"cannot {what}: the store is full, or the object too large for it", detail=said)
     if code in _TRANSIENT or status >= 500 and status != 501 or status == 429:

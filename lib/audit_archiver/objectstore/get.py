@@ -14,13 +14,15 @@ CHUNK_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Head:
-    """What HEAD says of an object; etag without its quotes, version None in a bucket without versions."""
+    """What HEAD says of an object; etag without its quotes, version None in a bucket without versions, restore None unless
+    it was asked for out of a cold storage class."""
 
     size: int
     etag: str
     version: Optional[str]
     storage_class: str
     encryption: Optional[str]
+    restore: Optional[str] = None
 
 
 class Body:
@@ -91,7 +93,7 @@ def head(connection: Connection, key: str) -> Optional[Head]:
     except NotFound:
         return None
     return Head(int(answer["ContentLength"]), etag_of(answer), version_of(answer),
-                answer.get("StorageClass", "STANDARD"), answer.get("ServerSideEncryption"))
+                answer.get("StorageClass", "STANDARD"), answer.get("ServerSideEncryption"), answer.get("Restore"))
 
 
 def etag_of(answer: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ class Entry(NamedTuple):
     size: int
     modified: Any
     etag: str = ""
+    storage_class: str = "STANDARD"
 
 
 def entries(connection: Connection, prefix: str, start_after: Optional[str] = None) -> Iterator[Entry]:
@@ -23,7 +24,7 @@ def entries(connection: Connection, prefix: str, start_after: Optional[str] = No
     while True:
         page = connection.safely("list_objects_v2", f"list '{connection.url(prefix)}'", Prefix=prefix, **place)
         for found in page.get("Contents", ()):
-            yield Entry(found["Key"], int(found["Size"]), found["LastModified"], etag_of(found))
+            yield Entry(found["Key"], int(found["Size"]), found["LastModified"], etag_of(found), found.get("StorageClass") or "STANDARD")
         if not page.get("IsTruncated"):
             return
         place = {"ContinuationToken": page["NextContinuationToken"]}

@@ -43,15 +43,20 @@ def read_metadata(store: Store, stem: str) -> dict[str, Any]:
     return dict(value)
 
 
+def with_ddl(batches: Sequence[Batch]) -> list[Batch]:
+    """The first batch of each run, of the newest run first: in their metadata the DDL stands."""
+    first: dict[str, Batch] = {}
+    for batch in sorted((batch for batch in batches if batch.run is not None), key=lambda batch: (str(batch.run), -(batch.number or 0))):
+        first[str(batch.run)] = batch
+    return list(reversed(first.values()))
+
+
 def archived_ddl(store: Store, batches: Sequence[Batch]) -> list[str]:
     """The newest DDL that was archived with a table's batches; it stands in the first batch of each run.
 
     Raises ConfigError if there is none.
     """
-    first: dict[str, Batch] = {}
-    for batch in sorted((batch for batch in batches if batch.run is not None), key=lambda batch: (str(batch.run), -(batch.number or 0))):
-        first[str(batch.run)] = batch
-    for batch in reversed(first.values()):
+    for batch in with_ddl(batches):
         found = read_metadata(store, batch.stem)["schema"].get("ddl")
         if found:
             return list(found)

@@ -14,13 +14,14 @@ from audit_archiver.exits import ArchiverError, ConfigError, LockHeld, Mismatch
 from audit_archiver.formats.hold import Hold
 from audit_archiver.objectstore.client import Store
 from audit_archiver.postgres import connect, lock_holders, partitions
-from audit_archiver.restore import account, choose, create, crew, differences, rehearse, sequences
+from audit_archiver.restore import account, choose, create, crew, differences, rehearse, sequences, thaw
 from audit_archiver.restore import target as targets
 from audit_archiver.restore.account import Account
 from audit_archiver.restore.functions import Functions
 from audit_archiver.restore.load import FAIL, RESOLUTIONS, UPSERT, Conflict, Loader, Outcome
 from audit_archiver.restore.statements import Statements, Window
 from audit_archiver.restore.target import Place, Target
+from audit_archiver.restore.thaw import Thaw
 from audit_archiver.restore.verified import commit_record
 from audit_archiver.restore.watermark import Watermark
 
@@ -49,6 +50,7 @@ class Wanted:
     rows: int = 50_000
     dry_run: bool = False
     hold_until: Optional[str] = None
+    thaw: Optional[Thaw] = None
 
     @property
     def filtered(self) -> bool:
@@ -93,18 +95,24 @@ class Restoring:
         if wanted.dry_run:
             connect.execute(control, "SET default_transaction_read_only = on")
         oid = targets.find(control, self._place)
+        if oid is not None:
+            self.target = targets.look(control, self._place, oid)
+        watermark, meant = self._watermark(), batches
+        if watermark is not None and not wanted.ignore_watermark:
+            batches = self._not_yet(batches, watermark)
+        if batches:
+            described = create.with_ddl(every)[:1] if wanted.create_table else []
+            thaw.require(self._store, [*batches, *described], thaw.RESTORED, wanted.thaw, ask=not wanted.dry_run)
         ddl = None
         if wanted.create_table and batches:
             ddl = create.Ddl(create.archived_ddl(self._store, every), batches[0], self._place)
         if oid is None:
             oid = self._made(ddl)
-        if oid is not None:
-            self.target = targets.look(control, self._place, oid)
-        if wanted.hold_until is not None and batches:
-            self._hold(batches, wanted.hold_until)
-        watermark = self._watermark()
-        if watermark is not None and not wanted.ignore_watermark:
-            batches = self._not_yet(batches, watermark)
+            if oid is not None:
+                self.target = targets.look(control, self._place, oid)
+                watermark = self._watermark()
+        if wanted.hold_until is not None and meant:
+            self._hold(meant, wanted.hold_until)
         if not batches:
             return
         self._compare(batches)

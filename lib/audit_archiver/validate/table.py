@@ -18,7 +18,9 @@ from audit_archiver.formats import names, schema
 from audit_archiver.objectstore.client import Store
 from audit_archiver.objectstore.errors import NotFound
 from audit_archiver.objectstore.listing import Entry
+from audit_archiver.restore import thaw
 from audit_archiver.restore.choose import Selection
+from audit_archiver.restore.thaw import Thaw
 from audit_archiver.validate import findings, objects, one_batch
 from audit_archiver.validate.findings import FAIL, FULL, LIGHT, SAMPLE, WARN, Finding, Report, Where
 from audit_archiver.validate.in_table import Tables
@@ -42,6 +44,7 @@ class Asked:
     subset: Subset = WHOLE
     repair: bool = False
     execute: bool = False
+    thaw: Optional[Thaw] = None
 
     @property
     def whole(self) -> bool:
@@ -91,6 +94,8 @@ class Validation:
         read = self._to_read(chosen)
         beside = self._beside(batches, read)
         self._say_cost(batches, chosen, read, beside)
+        thaw.require(self._store, [batches[stem] for stem in sorted(chosen - read)], (names.COMMIT, names.METADATA), self._asked.thaw)
+        thaw.require(self._store, [batches[stem] for stem in sorted(read)], thaw.WHOLE, self._asked.thaw)
         self._twice(batches.values())
         if segments is not None and self._asked.whole:
             self._gaps(batches.values(), segments)
