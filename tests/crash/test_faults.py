@@ -13,7 +13,7 @@ import pytest
 from audit_archiver import exits
 from tests.conftest import ARCHIVER, Bucket, TestDatabase
 from tests.crash.scene import ARCHIVE, OLD, QUICK, TABLE, YOUNG, Crash, Scene, trouble
-from tests.ground.faulty_s3 import Answer, FaultyS3, Forward, Request, answers, error, on, once
+from tests.ground.faulty_s3 import Answer, FaultyS3, Forward, Request, answers, error, flip_bit, lists_late, on, once, stores
 from tests.ground.kill import go_on, kill, kill_family
 from tests.ground.postgres import Cluster
 from tests.ground.proxy import Proxy
@@ -237,6 +237,52 @@ def test_a_store_that_never_gets_faster_ends_the_run_with_7(make: Make, faulty: 
     faulty.fault = answers(on("PUT", "_manifest.json"), error(503, "SlowDown", "Please reduce your request rate."))
     result = scene.go()
     assert (result.rc, scene.left()) == (exits.NETWORK, OLD + YOUNG), trouble(result.err)
+    faulty.fault = None
+    assert scene.go().rc == 0
+    scene.must_be_whole()
+
+
+@pytest.mark.req("T20", "REQ-ERR-012")
+@pytest.mark.parametrize(("suffix", "change", "left"), [
+    ("_commit.json", None, OLD + YOUNG), ("_commit.json", flip_bit, OLD + YOUNG), ("-start.json", None, OLD + YOUNG),
+    ("-end.json", flip_bit, YOUNG)], ids=["commit dropped", "commit flipped", "start dropped", "end flipped"])
+def test_a_record_that_the_store_does_not_keep_is_no_success(make: Make, faulty: FaultyS3, suffix: str, change: Any, left: int) -> None:
+    """Recovery decides by these records, so each is read back: a run that trusted the answer would have rows in neither place."""
+    scene = make(**through(faulty))
+    faulty.fault = stores(on("PUT", suffix), change or (lambda body: None))
+    result = scene.go()
+    assert result.rc == exits.FAILED, trouble(result.err)
+    assert f"{suffix}' was written, and " in result.err
+    assert scene.left() <= left
+    assert not [key for key in scene.archive.keys() if key.endswith(suffix)]
+    faulty.fault = None
+    assert scene.go().rc == 0
+    scene.must_be_whole()
+
+
+@pytest.mark.req("T20", "REQ-REL-003")
+@pytest.mark.parametrize("suffix", ["_metadata.json", "_manifest.json"])
+def test_what_a_batch_left_damaged_needs_no_hand_while_another_copy_says_what_it_was(make: Make, faulty: FaultyS3, suffix: str) -> None:
+    """Damaged metadata are known from the staging directory, the keys of a damaged list from the data; nothing was deleted."""
+    scene = make(**through(faulty))
+    faulty.fault = stores(on("PUT", suffix), lambda body: body[:len(body) // 2])
+    result = scene.go()
+    assert (result.rc, scene.left()) == (exits.FAILED, OLD + YOUNG), trouble(result.err)
+    assert f"{suffix}'" in result.err
+    faulty.fault = None
+    assert scene.go().rc == 0
+    scene.must_be_whole()
+
+
+@pytest.mark.req("T20", "REQ-S3-003")
+def test_a_store_that_lists_late_is_refused_before_anything_moves(make: Make, faulty: FaultyS3) -> None:
+    """Recovery finds what a dead run left by listing; where that is behind, it would end the run and leave rows in neither place."""
+    scene = make(**through(faulty))
+    faulty.fault = lists_late(60)
+    result = scene.go()
+    assert (result.rc, scene.left()) == (exits.FAILED, OLD + YOUNG), trouble(result.err)
+    assert "was written and is not listed" in result.err
+    assert scene.archive.keys() == []
     faulty.fault = None
     assert scene.go().rc == 0
     scene.must_be_whole()

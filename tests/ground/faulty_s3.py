@@ -13,13 +13,16 @@ import base64
 import hashlib
 import http.client
 import itertools
+import re
 import socket
 import struct
 import threading
+import time
 import urllib.parse
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Callable, Optional, Union
+from xml.sax.saxutils import unescape
 
 HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "date", "server")
 UNREAD = b"\0unread"
@@ -133,6 +136,37 @@ def cuts(which: Which, at: int) -> Fault:
         answer = forward(request)
         return replace(answer, short=at) if which(request) else answer
     return fault
+
+
+def swaps(which: Which) -> Fault:
+    """Under each name the store keeps what was sent to it under another one: the object before, at first other bytes."""
+    before = [b"{}"]
+    guard = threading.Lock()
+
+    def change(body: bytes) -> Optional[bytes]:
+        with guard:
+            kept, before[0] = before[0], body
+        return kept
+
+    return stores(which, change)
+
+
+def lists_late(seconds: float) -> Fault:
+    """An object is in no listing until it has been there for so long."""
+    put_at: dict[str, float] = {}
+
+    def late(request: Request, forward: Forward) -> Union[Answer, Drop]:
+        answer = forward(request)
+        if request.method == "PUT" and answer.status == 200:
+            put_at[request.key] = time.monotonic()
+        if request.method == "GET" and not request.key and answer.status == 200:
+            young = {key for key, at in list(put_at.items()) if time.monotonic() - at < seconds}
+            seen = re.sub(rb"<Contents>.*?<Key>(.*?)</Key>.*?</Contents>",
+                          lambda found: b"" if unescape(found.group(1).decode()) in young else found.group(), answer.body, flags=re.S)
+            return Answer(answer.status, answer.headers, seen)
+        return answer
+
+    return late
 
 
 def ignores_if_none_match(which: Which = lambda request: True) -> Fault:

@@ -373,7 +373,7 @@ def test_metadata_of_another_batch_hold_the_batch_and_its_table(hand: ByHand, bu
     found = {each["stem"]: (each["verdict"], each["why"]) for each in result.lines[0]["databases"][0]["verdicts"]}
     assert found[first["serialized"]["stem"]][0] == "RECORD"
     verdict, why = found[second["serialized"]["stem"]]
-    assert verdict == "HOLD" and "are the metadata of another batch" in why
+    assert verdict == "HOLD" and "cannot be recorded: " in why and "SHA-256 of " in why, "its own line is in staging, and what lies there is not it"
     assert hand.states(second) == []
 
 

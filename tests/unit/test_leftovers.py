@@ -30,7 +30,7 @@ class Ends:
         """All of them, of the same second."""
         return iter([Entry(key, 1, NOW) for key in sorted(self.stored) if key.startswith(prefix)])
 
-    def put_new(self, key: str, value: bytes) -> None:
+    def put_record(self, key: str, value: bytes) -> None:
         """Store an end."""
         assert key not in self.stored
         self.stored[key] = value

@@ -146,7 +146,7 @@ def test_what_a_worker_has_to_say_is_written_by_its_parent_and_names_the_databas
     worker = io.StringIO()
     log.setup("aa-upload", style=style, stream=worker)
     log.divert(lambda record: told.append(record) or len(told) < 2)
-    log.warning("s3.check", "gone", hint="try again")
+    log.warning("s3.retry", "gone", hint="try again")
     assert worker.getvalue() == ""
     log.error("stopped", "nobody hears this")
     assert "nobody hears this" in worker.getvalue(), "what is not heard is written after all"

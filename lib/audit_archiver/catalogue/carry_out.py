@@ -116,7 +116,7 @@ class Hands:
                  "by": BY, "reason": decision.why, "evidence": case.said()}
         schema.validate("abandoned", value, "the evidence")
         try:
-            self._store.put_new(stem + names.ABANDONED, lines.dump(value))
+            self._store.put_record(stem + names.ABANDONED, lines.dump(value))
         except NameTaken:
             log.debug("recover.abandoned", f"{case.title} was abandoned before")
         point("recover.abandon.put")

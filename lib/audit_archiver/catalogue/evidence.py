@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterator, Optional
 from audit_archiver import log
 from audit_archiver.catalogue import content, index, leftovers, staged
 from audit_archiver.catalogue.decide import ABORTED, COMMITTED, DIFFERS, EQUAL, IN_PROGRESS, NONE, UNKNOWN, Evidence
-from audit_archiver.exits import ConfigError, InputError, Mismatch, PermissionDenied
+from audit_archiver.exits import ArchiverError, ConfigError, InputError, Mismatch, PermissionDenied
 from audit_archiver.formats import batch as batches
 from audit_archiver.formats import names
 from audit_archiver.objectstore.client import Store
@@ -67,7 +67,7 @@ def gather(store: Store, control: connect.Connection, here: witness.Place, lefto
     """Everything that can be found out about a batch; reads only. `dead` is a run of which nobody is at work."""
     case = Case(leftover, leftovers.table_of(store, table_dir))
     try:
-        case.line = leftovers.rebuilt(store, leftover) or _staged(case, database, staging)
+        case.line = _line(store, case, database, staging)
         if case.line is None:
             return _nameless(case, here)
         case.table = case.line["batch"]["schema"], case.line["batch"]["table"]
@@ -144,14 +144,23 @@ def _keyless(control: connect.Connection, here: witness.Place, case: Case, batch
 
 
 def _key_texts(store: Store, line: dict[str, Any]) -> Optional[list[bytes]]:
-    """The batch's keys, out of its key list, or of its data where the list is missing; None where both are."""
+    """The batch's keys, out of its key list, or of its data where the list is missing or damaged; None where both are missing.
+
+    Either way they have the digest that the batch's line says. Raises Mismatch where the list is damaged and the data are no help.
+    """
+    damaged: Optional[ArchiverError] = None
     try:
         return content.key_list(store, line)[1]
     except NotFound:
         log.debug("recover.keys", f"{batches.name(line['batch'])} has no key list")
+    except (InputError, Mismatch) as error:
+        damaged = error
+        log.warning("recover.keys", f"{batches.name(line['batch'])}: {error.msg}; its keys are read out of its data")
     try:
         return content.keys_in_data(store, line)
     except NotFound:
+        if damaged is not None:
+            raise damaged from None
         return None
 
 
@@ -216,6 +225,18 @@ def _recorded(store: Store, batch: dict[str, Any], asked: Callable[[leftovers.Le
             line = index.read_commit(store, other.stem)
             left_out = set(line.get("deleted", {}).get("left_out", ()))
             yield line, {place: text for place, text in enumerate(content.key_list(store, line)[1]) if place not in left_out}
+
+
+def _line(store: Store, case: Case, database: str, staging: Optional[Path]) -> Optional[dict[str, Any]]:
+    """The batch's line out of its metadata, or out of its staging directory where these are missing or damaged."""
+    try:
+        return leftovers.rebuilt(store, case.leftover) or _staged(case, database, staging)
+    except (InputError, Mismatch) as error:
+        line = _staged(case, database, staging)
+        if line is None:
+            raise
+        log.warning("recover.staged", f"'{case.leftover.name}': {error.msg}; its line is read out of the staging directory")
+        return line
 
 
 def _staged(case: Case, database: str, staging: Optional[Path]) -> Optional[dict[str, Any]]:

@@ -177,7 +177,7 @@ class Guard:
                      "xid": transaction.xid, "server": guarded.server, **said}
             schema.validate("intent", value, "the intent")
             try:
-                self._store.put_new(line["serialized"]["stem"] + names.intent(number), lines.dump(value))
+                self._store.put_record(line["serialized"]["stem"] + names.intent(number), lines.dump(value))
                 return
             except NameTaken:
                 log.debug("delete.intent", f"intent {number} of {batches.name(line['batch'])} is an earlier attempt's")

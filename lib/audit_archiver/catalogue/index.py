@@ -71,7 +71,7 @@ def write(store: Store, run: str, database: str, schema_name: str, table: str, e
         value = {"format": "aa-index", "version": 1, "run": run, "database": database, "schema": schema_name,
                  "table": table, "segment": number, "batches": entries}
         try:
-            store.put_new(key, lines.dump(value))
+            store.put_record(key, lines.dump(value))
         except NameTaken:
             number += 1
             continue

@@ -31,7 +31,7 @@ def claim(store: Store, batch: dict[str, Any], at: Optional[str] = None) -> None
     found = read(store, table_dir)
     if found is None:
         try:
-            store.put_new(table_dir + OWNER, lines.dump(value))
+            store.put_record(table_dir + OWNER, lines.dump(value))
             return
         except NameTaken:
             found = read(store, table_dir)

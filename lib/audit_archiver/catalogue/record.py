@@ -29,7 +29,7 @@ def record(store: Store, line: dict[str, Any]) -> bool:
     if not line["uploaded"]["create_only"]:
         _look_again(store, line)
     try:
-        created = store.put_new(key, lines.dump(line)).created
+        created = store.put_record(key, lines.dump(line)).created
     except NameTaken:
         found = index.read_commit(store, line["serialized"]["stem"])
         if found["batch"]["id"] != line["batch"]["id"]:

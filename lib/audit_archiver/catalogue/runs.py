@@ -98,7 +98,7 @@ def put_end(store: Store, database: str, run: str, by: str, wal: Optional[dict[s
     if wal is not None:
         value["wal"] = wal
     try:
-        store.put_new(names.run_end_key(store.prefix, database, run), lines.dump(value))
+        store.put_record(names.run_end_key(store.prefix, database, run), lines.dump(value))
     except NameTaken:
         return  # another end of the same run, a second apart: it says the same
 

@@ -15,6 +15,7 @@ from audit_archiver.exits import ArchiverError, Mismatch
 from audit_archiver.objectstore import get, listing, multipart, thaw
 from audit_archiver.objectstore.connection import Connection
 from audit_archiver.objectstore.content import Put
+from audit_archiver.objectstore.errors import NotFound
 from audit_archiver.objectstore.get import Body, Head
 from audit_archiver.objectstore.put import Writer
 
@@ -66,6 +67,24 @@ class Store:
                 sha256: Optional[str] = None, bulk: bool = False, state: Optional[Path] = None) -> Put:
         """Write under a new name; see Writer.put_new."""
         return self._writer.put_new(key, body, content_type=content_type, sha256=sha256, bulk=bulk, state=state)
+
+    def put_record(self, key: str, body: bytes) -> Put:
+        """Write a record that others will decide by under a new name, and read it back (T20).
+
+        Raises what put_new raises, and Mismatch if the store said yes and kept nothing, or other bytes; those are removed, since
+        a name is used for one byte sequence only.
+        """
+        made = self.put_new(key, body)
+        try:
+            found = self.get_bytes(key, len(body))
+        except (NotFound, Mismatch):
+            found = None
+        if found == body:
+            return made
+        if made.created:
+            self.delete(key)
+        raise Mismatch(f"'{self.url(key)}' was written, and {'is not there as it was written' if found is None else 'has other bytes'}",
+                       hint="this store must not be used before it is known why: what it keeps cannot be trusted")
 
     def put_over(self, key: str, body: bytes) -> Put:
         """Write over what lies there; only the restore watermark is ever rewritten."""
@@ -144,8 +163,8 @@ class Store:
         finally:
             self.delete(key)
         if not listed:
-            log.warning("s3.check", f"'{self.url(key)}' was written and is not listed",
-                        hint="recovery finds interrupted batches by listing: use a store whose listing is up to date")
+            raise Mismatch(f"'{self.url(key)}' was written and is not listed",
+                           hint="recovery finds interrupted batches by listing: use a store whose listing is up to date")
         return BucketCheck(capabilities, skew, self._versioned())
 
     def _versioned(self) -> Optional[bool]:

@@ -136,7 +136,7 @@ class Upload:
                  "archiver_version": __version__, "held": batch["txn"] is not None,
                  "system": batch["server"]["system"], "database_oid": batch["server"]["database_oid"]}
         try:
-            self._store.put_new(key, lines.dump(value))
+            self._store.put_record(key, lines.dump(value))
         except NameTaken:
             found = lines.parse(self._store.get_bytes(key), f"'{self._store.url(key)}'")
             schema.validate("run", found, f"'{self._store.url(key)}'")
