@@ -2,7 +2,8 @@
 
 `AA_TEST_POINT=upload.data.put:3` stops the process with SIGSTOP at the third passage of that point;
 `AA_TEST_POINT=upload.data.put` at the first. The test sees the stop, then kills or continues it. Without
-the variable a point costs one comparison. `POINTS` lists every name, so that the crash tests sweep them all
+the variable a point costs one comparison. With `AA_TEST_KILLED=FILE` the process is killed instead of stopped, and its id
+written to FILE; a point where somebody died already lets everybody pass. `POINTS` lists every name, so that the crash tests sweep them all
 and a misspelt name fails at once.
 """
 
@@ -31,6 +32,7 @@ POINTS = (
 
 _wanted, _, _count = os.environ.get("AA_TEST_POINT", "").partition(":")
 _left = int(_count or 1)
+_killed = os.environ.get("AA_TEST_KILLED")
 
 
 def point(name: str) -> None:
@@ -40,6 +42,17 @@ def point(name: str) -> None:
         return
     assert name in POINTS, name
     _left -= 1
-    if _left == 0:
+    if _left == 0 and _killed:
+        _die(_killed)
+    elif _left == 0:
         # to this very thread: sent to the process, another thread may take the signal, and this one is past the point before it stops
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+
+def _die(note: str) -> None:
+    """Be killed, unless somebody was before."""
+    with open(note, "ab") as file:
+        if file.tell() == 0:
+            file.write(b"%d\n" % os.getpid())
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -75,6 +75,15 @@ def connect(database: Database, *, purpose: str, run: Optional[str] = None, tran
     return connection
 
 
+def parse_dsn(dsn: str) -> dict[str, str]:
+    """The parts of a connection string, either form of it, by libpq's names. Raises ConfigError, without its text: it may hold a password."""
+    try:
+        return {name: str(value) for name, value in psycopg2.extensions.parse_dsn(dsn).items()}
+    except psycopg2.ProgrammingError:
+        raise exits.ConfigError("the connection string cannot be read",
+                                hint="write postgresql://USER@HOST:PORT/DATABASE or 'host=... dbname=...'") from None
+
+
 def within(connection: Connection, seconds: float, work: Callable[[], Answer]) -> Answer:
     """`work()`, which waits for the server on `connection`, or NetworkError when there is no answer in time (S1).
 
