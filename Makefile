@@ -22,7 +22,7 @@ TESTS_pipes := tests/pipes
 TESTS_crash := tests/crash
 TESTS_all := tests
 
-.PHONY: help setup demo demo-clean test coverage lint bench scale matrix man man-check trace install clean
+.PHONY: help setup demo demo-clean test crash coverage lint bench scale matrix man man-check trace install clean
 
 help:
 	@echo 'make setup        a virtual environment in $(VENV) with everything (PYTHON=python3.12 chooses the Python)'
@@ -31,6 +31,8 @@ help:
 	@echo 'make test         all tests; T=unit|stages|pipes|crash for a part, ARGS="-x -k name" for pytest,'
 	@echo '                  AA_PG=embedded or AA_PG=11..18 for another PostgreSQL than the one on this machine,'
 	@echo '                  WORKERS=$(WORKERS) processes with servers of their own share the tests (0: none, for --pdb)'
+	@echo 'make crash        hundreds of kills, broken networks and lying stores under a running application: docs/faults.md'
+	@echo '                  (CRASH_JOBS=2 workers, CRASH_MINUTES= ends it earlier, CRASH_SEED= for another order)'
 	@echo 'make coverage     which lines of lib the tests reach in process (COVERAGE_MIN= fails below so many per cent)'
 	@echo 'make lint         ruff'
 	@echo 'make bench        archive and restore against pipes written by hand: speed, memory, CPU (BENCH_ROWS=, BENCH_ROUNDS=)'
@@ -64,6 +66,9 @@ demo-clean:
 test: setup
 	@test -n "$(TESTS_$(T))" || { echo "T=$(T): write unit, stages, pipes, crash or all" >&2; exit 1; }
 	$(PYTEST) $(wildcard $(TESTS_$(T))) $(ARGS)
+
+crash: setup
+	$(PY) tools/crash.py
 
 coverage: setup
 	$(PYTEST) --cov=audit_archiver --cov-report=term-missing:skip-covered --cov-fail-under=$(COVERAGE_MIN) \
@@ -100,5 +105,5 @@ install:
 
 clean:
 	@if test -e demo; then $(MAKE) --no-print-directory demo-clean; fi
-	rm -rf build dist .bench .pytest_cache .hypothesis .ruff_cache .coverage .trace.json lib/*.egg-info *.egg-info
+	rm -rf build dist .bench .crash .pytest_cache .hypothesis .ruff_cache .coverage .trace.json lib/*.egg-info *.egg-info
 	find lib tests tools schemas -name __pycache__ -type d -prune -exec rm -rf {} +
