@@ -196,8 +196,6 @@ def test_verification_by_head_warns_and_is_refused_for_a_critical_table(tmp_path
                                                                "failing run prints"),
     (("notifications: {webhooks: [{url: 'https://x'}]}",), "'notifications' are not sent yet; cron mails what a "
                                                            "failing run prints"),
-    (("restore_watermark: {enabled: true, storage_type: both}",), "'restore_watermark.storage_type' both has no effect yet: the "
-                                                                   "watermark lies in the bucket"),
     (("locking: {backend: postgres, redis_url_env: REDIS_URL}",), "'locking.redis_url_env' has no effect: the "
                                                                   "backend is postgres"),
     (("resources: {max_memory_mb: 400, max_row_mb: 200}",), "'resources.max_row_mb' 200 is lowered to 100, which fits "
@@ -209,7 +207,7 @@ def test_what_is_comfort_and_does_not_work_logs_one_warning(tmp_path: Path, line
 
 @pytest.mark.parametrize("line", ["notifications: {enabled: false, slack: {channel: x}}",
                                   "notifications: {slack: {enabled: false}, email: {enabled: false}}",
-                                  "restore_watermark: {enabled: false, storage_type: s3}", "observability: {enable_profiling: false}",
+                                  "restore_watermark: {enabled: false, storage_type: both}", "observability: {enable_profiling: false}",
                                   "observability: {prometheus_port: null}", "defaults: {parallel_databases: true}",
                                   "compliance: {data_classifications: {}}"])
 def test_comfort_that_is_switched_off_says_nothing(tmp_path: Path, line: str) -> None:

@@ -143,6 +143,10 @@ class Compliance:
     enforce_encryption: bool = False
 
 
+S3_STORAGE, DATABASE, BOTH = "s3", "database", "both"
+"""Where the watermark of restores is kept."""
+
+
 @dataclass(frozen=True)
 class Config:
     """A whole configuration. `warnings` are sentences with their FILE:LINE, for the log of the command that starts a run."""
@@ -155,7 +159,7 @@ class Config:
     parallel_databases: bool = False
     max_parallel_databases: int = 3
     roundtrip: str = "first"
-    restore_watermark: bool = True
+    restore_watermark: Optional[str] = S3_STORAGE
     locking: Locking = field(default_factory=Locking)
     resources: Resources = field(default_factory=Resources)
     observability: Observability = field(default_factory=Observability)

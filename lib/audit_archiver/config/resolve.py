@@ -33,7 +33,7 @@ def resolve(tree: Tree, env: Mapping[str, str]) -> Config:
         in_flight_batches=int(_value(tree, ("in_flight_batches",))),
         parallel_databases=_value(tree, ("defaults", "parallel_databases")),
         max_parallel_databases=int(_value(tree, ("defaults", "max_parallel_databases"))), roundtrip=_value(tree, ("roundtrip",)),
-        restore_watermark=_value(tree, ("restore_watermark", "enabled")),
+        restore_watermark=_value(tree, ("restore_watermark", "storage_type")) if _value(tree, ("restore_watermark", "enabled")) else None,
         locking=_section(tree, "locking", Locking), resources=resources,
         observability=_section(tree, "observability", Observability), compliance=compliance,
         warnings=tuple(dict.fromkeys(tree.warnings)))

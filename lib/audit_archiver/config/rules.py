@@ -215,9 +215,6 @@ def _comfort(tree: Tree) -> None:
         tree.warn(labelled + ("classification",), "'classification' is a label only: no rule depends on it yet")
     if _wanted(tree.get(("notifications",))):
         tree.warn(("notifications",), "'notifications' are not sent yet; cron mails what a failing run prints")
-    storage: KeyPath = ("restore_watermark", "storage_type")
-    if tree.get(storage) in ("database", "both"):
-        tree.warn(storage, f"'restore_watermark.storage_type' {tree.get(storage)} has no effect yet: the watermark lies in the bucket")
 
 
 def _wanted(section: Any) -> bool:

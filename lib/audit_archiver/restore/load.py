@@ -63,12 +63,14 @@ class Conflict(Failed):
 
 class Loader:
     """One connection that loads batch after batch. `statements_of` gives the SQL for a batch line, or refuses its shape;
-    `fence` is called in each transaction before its first row goes in, and raises if it must not."""
+    `fence` is called in each transaction before its first row goes in, and raises if it must not; `note` gets to know, in the
+    transaction, batches that are in the table whole once it commits."""
 
     def __init__(self, store: Store, database: Database, target: Target, strategy: str, run: str, *, silent: bool,
-                 statements_of: Callable[[dict[str, Any]], Statements], fence: Optional[Callable[[connect.Connection], None]] = None) -> None:
+                 statements_of: Callable[[dict[str, Any]], Statements], fence: Optional[Callable[[connect.Connection], None]] = None,
+                 note: Optional[Callable[[connect.Connection, Sequence[Batch]], None]] = None) -> None:
         self._store, self._database, self._target, self._strategy, self._run = store, database, target, strategy, run
-        self._silent, self._statements_of, self._fence = silent, statements_of, fence
+        self._silent, self._statements_of, self._fence, self._note = silent, statements_of, fence, note
         self._connection: Optional[connect.Connection] = None
         self._ended = False
         self.pid: Optional[int] = None
@@ -153,6 +155,8 @@ class Loader:
             outcome = self._insert(connection, made, tuple(batch for batch, _ in lines), staged, careful)
             for statement in self._target.wake() if self._silent else ():
                 connect.execute(connection, statement)
+            if self._note is not None and outcome.whole:
+                self._note(connection, outcome.batches)
             points.point("restore.inserted")
             if connect.execute(connection, "COMMIT") != "COMMIT":
                 raise Failed("the server answered COMMIT with a rollback", hint="nothing of the batch was restored")

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Callable, Optional, Sequence
 from audit_archiver import log
 from audit_archiver.catalogue import archived, holds
 from audit_archiver.catalogue.archived import Batch
+from audit_archiver.config.model import S3_STORAGE
 from audit_archiver.exits import ArchiverError, ConfigError, LockHeld, Mismatch
 from audit_archiver.formats.hold import Hold
 from audit_archiver.objectstore.client import Store
@@ -45,7 +46,7 @@ class Wanted:
     create_table: bool = False
     silent: bool = False
     ignore_watermark: bool = False
-    watermark: bool = True
+    watermark: Optional[str] = S3_STORAGE
     in_flight: int = 2
     rows: int = 50_000
     dry_run: bool = False
@@ -121,6 +122,8 @@ class Restoring:
             rehearse.rehearse(self._store, control, batches, RESOLUTIONS[wanted.conflicts], self._statements, self._done)
             return
         assert self.target is not None
+        if watermark is not None:
+            watermark.prepare()
         self.account.put(self._store, account.START)
         try:
             self._load(batches, watermark)
@@ -176,9 +179,9 @@ class Restoring:
         return targets.find(self._control, self._place)
 
     def _watermark(self) -> Optional[Watermark]:
-        if not self._wanted.watermark or self.target is None:
+        if self._wanted.watermark is None or self.target is None:
             return None
-        return Watermark(self._store, *self.account.source, self.target)
+        return Watermark(self._store, self._control, self._wanted.watermark, self.account.source, self.target)
 
     def _not_yet(self, batches: Sequence[Batch], watermark: Watermark) -> list[Batch]:
         left = [batch for batch in batches if batch.id not in watermark.restored]
@@ -277,8 +280,9 @@ class Restoring:
         together = min(wanted.rows, max(1, self._total // (2 * many)))
         single = wanted.filtered or wanted.conflicts != FAIL  # so that it is known which batch is whole, and whose key came twice
         groups = ([batch] for batch in batches) if single else crew.groups(batches, together)
+        note = watermark.note if watermark is not None else None
         loaders = [Loader(self._store, self._place.database, target, wanted.conflicts, self.account.restore, silent=wanted.silent,
-                          statements_of=self._statements, fence=self._fence) for _ in range(min(many, len(batches)))]
+                          statements_of=self._statements, fence=self._fence, note=note) for _ in range(min(many, len(batches)))]
 
         def done(outcome: Outcome) -> None:
             self._done(outcome)

@@ -13,6 +13,7 @@ from audit_archiver import log
 from audit_archiver.catalogue import archived, rollbacks
 from audit_archiver.catalogue.archived import Batch
 from audit_archiver.catalogue.rollbacks import Open
+from audit_archiver.config.model import BOTH
 from audit_archiver.exits import ArchiverError, Failed, LockHeld, NetworkError, Retryable
 from audit_archiver.objectstore.client import Store
 from audit_archiver.points import point
@@ -104,7 +105,7 @@ def roll_back(store: Store, place: Place, wanted: Part, made: Account, lock: Loc
         point("rollback.record.put")
 
     # one batch a transaction and one transaction at a time, so that the newest are undone whatever stops it
-    restoring = Restoring(store, place, Wanted(silent=silent, watermark=False, in_flight=1, rows=1, dry_run=dry), made, None, settled, lock.fence)
+    restoring = Restoring(store, place, Wanted(silent=silent, watermark=None, in_flight=1, rows=1, dry_run=dry), made, None, settled, lock.fence)
     doubtful = False
     try:
         restoring.run(wanted.batches, wanted.every)
@@ -116,7 +117,7 @@ def roll_back(store: Store, place: Place, wanted: Part, made: Account, lock: Loc
         raise
     finally:
         if not dry and not doubtful:
-            _end(store, place, wanted, made, begun, restoring, back)
+            _end(store, place, wanted, made, begun, restoring, back, lock.control)
 
 
 def _failed(made: Account, error: ArchiverError) -> None:
@@ -127,7 +128,8 @@ def _failed(made: Account, error: ArchiverError) -> None:
     log.error("rollback.stopped", error.msg, detail=error.detail, hint=error.hint, at=error.at, sqlstate=error.sqlstate, code=error.code)
 
 
-def _end(store: Store, place: Place, wanted: Part, made: Account, begun: Open, restoring: Restoring, back: list[Batch]) -> None:
+def _end(store: Store, place: Place, wanted: Part, made: Account, begun: Open, restoring: Restoring, back: list[Batch],
+         control: connect.Connection) -> None:
     """Say that it is over, if it is known of each batch where its rows are; what a killed one did is known only of what met no failure."""
     if wanted.begun is not None and made.failures:
         log.error("rollback.open", f"rollback {begun.rollback} of {place.title} is not over, and runs leave the table alone until it is",
@@ -136,7 +138,7 @@ def _end(store: Store, place: Place, wanted: Part, made: Account, begun: Open, r
     try:
         if restoring.target is not None:
             before = [batch for batch in wanted.every if batch.stem in begun.stems and batch.state == archived.ROLLED_BACK]
-            Watermark(store, *made.source, restoring.target).forget([*before, *back], wanted.every)
+            Watermark(store, control, BOTH, made.source, restoring.target).forget([*before, *back], wanted.every)
         point("rollback.end.before")
         rollbacks.end(store, begun, made.source[0], account.by())
     except ArchiverError as error:
