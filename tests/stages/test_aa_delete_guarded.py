@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from audit_archiver import exits
-from audit_archiver.catalogue import guard
+from audit_archiver.catalogue import guard, rollbacks
+from audit_archiver.catalogue.rollbacks import Open
 from audit_archiver.formats import names
 from audit_archiver.postgres import connect, locks
+from audit_archiver.restore import account
 from tests.ground import tables
 from tests.ground.by_hand import ByHand, verified_ago
 from tests.ground.wait import until
@@ -61,6 +63,17 @@ def test_an_unchanged_batch_is_deleted_committed_and_recorded(hand: ByHand) -> N
     hand.record(result.lines)
     assert hand.states(lines[2]) == ["commit", "intent_1"]
     assert sum(line["batch"]["rows"] for line in result.lines) == before.rows
+
+
+@pytest.mark.req("REQ-DR-013")
+def test_a_table_whose_rollback_is_not_over_is_left_alone_until_it_is(hand: ByHand) -> None:
+    lines = hand.export()
+    begun = Open("20251230T090000Z-1", "public", "audit_logs", (lines[0]["serialized"]["stem"],))
+    rollbacks.start(hand.store, begun, hand.db.name, account.by())
+    said = refused(hand, lines, code=exits.CONFIG)
+    assert "is held back: rollback 20251230T090000Z-1 was interrupted" in said and "aa-rollback --table public.audit_logs" in said
+    rollbacks.end(hand.store, begun, hand.db.name, account.by())
+    assert (hand.delete(lines).rc, left(hand)) == (0, 0)
 
 
 @pytest.mark.req("T28", "REQ-INT-002")

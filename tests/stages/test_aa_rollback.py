@@ -214,3 +214,58 @@ def test_with_a_lock_for_each_table_another_table_may_be_at_work(scene: Any, con
     kill_family(child.token)
     finish(child)
     assert whole(scene) and rows(scene, "other_logs") == 20
+
+
+@pytest.mark.req("REQ-RST-005", "REQ-RST-008")
+def test_one_that_was_killed_and_meets_a_conflict_holds_the_table_until_the_row_is_set_aside(scene: Any) -> None:
+    child = spawn("aa-rollback", ["-c", scene.path, *TABLE, "--last", 3], env={"AA_TEST_POINT": "rollback.record.put"})
+    stopped_at("rollback.record.put", child.token, ended=child.poll)
+    kill(child.pid)
+    finish(child)
+    scene.db.execute("INSERT INTO audit_logs SELECT * FROM original WHERE id = 150")
+    scene.db.execute("UPDATE audit_logs SET action = 'kept' WHERE id = 150")
+    ours = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'audit-archiver%%' AND datname = %s"
+    until(lambda: not scene.db.admin(ours, (scene.db.name,)), "the server has noticed")
+
+    met = run(scene, *TABLE)
+    assert met.rc == 2 and "another content" in met.err and any(record["event"] == "rollback.open" for record in met.log)
+    assert scene.hand.recover().rc == 2, "the table is left alone"
+    # the way out, as docs/restore.md has it
+    scene.db.execute("CREATE TABLE set_aside AS SELECT * FROM audit_logs WHERE id = 150")
+    scene.db.execute("DELETE FROM audit_logs WHERE id = 150")
+    assert rolled_back(scene, *TABLE)["rows"]["conflicts"] == 0
+    assert scene.hand.recover().rc == 0
+    scene.db.execute("UPDATE audit_logs a SET action = s.action FROM set_aside s WHERE a.id = s.id")
+    assert scene.db.execute("SELECT min(id), count(*), count(*) FILTER (WHERE action = 'kept') FROM audit_logs") == [(101, 250, 1)]
+    assert sorted(states(scene)) == ["archived"] + ["rolled back"] * 3
+
+
+@pytest.mark.req("REQ-RST-005", "REQ-RST-003")
+def test_a_damaged_batch_stays_archived_and_is_named_and_the_others_go_back(scene: Any) -> None:
+    key = next(key for key in keys(scene, ".jsonl.gz") if "_batch_002" in key)
+    sound = body(scene, key)
+    scene.bucket.client.put_object(Bucket=scene.bucket.name, Key=key, Body=sound[:-40] + bytes(40))
+    report = rolled_back(scene, "--run", scene.run_id, code=2)
+    assert [each["s3_key"] for each in report["failures"]] == [key]
+    assert scene.db.scalar("SELECT count(*) FROM audit_logs WHERE id BETWEEN 101 AND 200") == 0 and rows(scene) == 250
+    assert [line["number"] for line in scene.listed() if line["state"] == "archived"] == [2]
+    scene.bucket.client.put_object(Bucket=scene.bucket.name, Key=key, Body=sound)
+    assert rolled_back(scene, "--run", scene.run_id)["rows"]["inserted"] == 100
+    assert whole(scene)
+
+
+@pytest.mark.req("REQ-RST-005")
+def test_rows_of_a_partition_go_back_into_it(db: Any, bucket: Any, config_file: Any) -> None:
+    db.execute("CREATE TABLE events (id bigint, at timestamptz NOT NULL, PRIMARY KEY (id, at)) PARTITION BY RANGE (at)")
+    for month in (1, 2):
+        db.execute(f"CREATE TABLE events_{month} PARTITION OF events FOR VALUES FROM ('2024-0{month}-01Z') TO ('2024-0{month + 1}-01Z')")
+    db.execute("INSERT INTO events SELECT g, timestamptz '2024-01-05Z' + g * interval '1 hour' FROM generate_series(1, 1000) g")
+    made = Restored(db, bucket, config_file(db, bucket, [{"name": "events", "timestamp_column": "at", "primary_key": ["id", "at"]}]))
+    db.execute("CREATE TABLE original AS SELECT * FROM events")
+    in_first = db.scalar("SELECT count(*) FROM events_1")
+    made.archive()
+    assert rows(made, "events") == 0
+    assert rolled_back(made, "--table", "events_1", "--last", 99)["rows"]["inserted"] == in_first
+    assert (rows(made, "events_1"), rows(made, "events_2")) == (in_first, 0)
+    assert rolled_back(made, "--table", "events_2", "--last", 99)["outcome"] == "done"
+    assert tables.digest(db.connection, "events") == tables.digest(db.connection, "original")

@@ -224,12 +224,18 @@ class Scope:
         return self._guarded[table]
 
     def require_free(self, line: dict[str, Any]) -> None:
-        """Raise ConfigError if recovery holds another batch of the table, or this one and it may have deleted rows.
+        """Raise ConfigError if recovery holds another batch of the table, or this one and it may have deleted rows, or if a rollback
+        of the table is not over.
 
-        Rows that this batch's own transaction took would otherwise be taken for gone before, and left out of the archive.
+        Rows that this batch's own transaction took would otherwise be taken for gone before, and left out of the archive. Those
+        of an open rollback may be in the table and archived already.
         """
         batch = line["batch"]
         for outcome in self._recovered.values():
+            open_rollback = outcome.rollbacks.get((batch["schema"], batch["table"]))
+            if open_rollback is not None:
+                raise ConfigError(f"table '{batch['schema']}.{batch['table']}' is held back: {open_rollback}",
+                                  hint=f"'aa-rollback --table {batch['schema']}.{batch['table']}' goes on with it; nothing was deleted")
             for verdict in outcome.verdicts:
                 if verdict.verdict != HOLD or verdict.table != (batch["schema"], batch["table"]):
                     continue
