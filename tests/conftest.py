@@ -23,8 +23,9 @@ FOREIGN_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "TZ", "LA
 
 pytest_plugins = ["tests.ground.traced"]
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what runs in the background like this, and children inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # a shell starts what runs in the background like this, nohup too, and children inherit it
+        signal.signal(number, usual)
 
 
 @pytest.fixture(autouse=True)
