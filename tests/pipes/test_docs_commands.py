@@ -11,6 +11,7 @@ A block without a comment goes on where the one before it stopped. The README's 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +23,8 @@ from typing import Any, Iterator
 
 import pytest
 
+from audit_archiver.formats import names
+from audit_archiver.postgres import connect
 from tests.conftest import Bucket, TestDatabase
 from tests.ground import tables
 from tests.ground.by_hand import ByHand, dump
@@ -86,9 +89,11 @@ class Place:
 
     def here(self, command: str) -> str:
         """A command with the page's places and the name of its batch as they are here."""
-        given = {"/var/lib/audit-archiver/": f"{self.hand.staging}/", "/srv/": f"{self.path}/", "/var/log/": f"{self.path}/"}
+        given = {"/var/lib/audit-archiver/": f"{self.hand.staging}/", "/srv/": f"{self.path}/", "/var/log/": f"{self.path}/",
+                 "scratch:": f"{self.scratch}:"}
         if self.line:
             stamp = re.sub("[-:]", "", self.line["batch"]["archived_at"])
+            given["20251230T021545Z-4711"] = self.line["batch"]["run"]
             given["20251230T021547Z_batch_003"] = f"{stamp}_batch_{self.line['batch']['number']:03d}"
         for theirs, ours in given.items():
             command = command.replace(theirs, ours)
@@ -98,6 +103,11 @@ class Place:
         """A line of a page, in a shell as a person has it."""
         return subprocess.run(["sh", "-c", self.here(command)], cwd=self.path, capture_output=True, text=True, timeout=120, check=False,
                               env={"PATH": f"{BIN}:{os.defpath}", "HOME": str(self.path)})
+
+    @property
+    def scratch(self) -> str:
+        """A database that is there in one scene only."""
+        return f"scratch_{self.db.name}"
 
     def rows(self) -> int:
         """How many are in the table."""
@@ -245,6 +255,36 @@ def is_held(place: Place, said: list[str]) -> None:
     assert place.run("aa-archive -c prod.yaml --force").returncode == 0 and place.rows() == report["rows"]["inserted"]
 
 
+def scratch_database(place: Place) -> None:
+    """The same, and an empty database on the same server."""
+    all_archived(place)
+    place.db.admin(f"CREATE DATABASE {place.scratch} OWNER {place.hand.settings.databases[0].user}")
+
+
+def is_in_scratch(place: Place, said: list[str]) -> None:
+    there = connect.connect(dataclasses.replace(place.hand.settings.databases[0], dbname=place.scratch), purpose="look")
+    try:
+        assert tables.digest(there, "public.audit_logs") == tables.digest(place.db.connection, "before")
+    finally:
+        there.close()
+        place.db.admin(f"DROP DATABASE {place.scratch}")
+    assert place.rows() == 0 and json.loads(said[0])["target"]["created"]
+
+
+def by_mistake(place: Place) -> None:
+    """One run has archived everything."""
+    all_archived(place)
+    listed = json.loads(place.run("aa-ls -c prod.yaml --output json").stdout.splitlines()[0])
+    place.line = json.loads(place.hand.store.get_bytes(listed["s3_key"].replace(names.DATA, names.COMMIT)))
+
+
+def is_undone(place: Place, said: list[str]) -> None:
+    reports = [json.loads(text) for text in said]
+    assert [report["dry_run"] for report in reports] == [True, False, False]
+    assert [report["rows"]["inserted"] for report in reports] == [150, 150, 100]
+    assert tables.digest(place.db.connection, "audit_logs") == tables.digest(place.db.connection, "before")
+
+
 def validated(place: Place) -> None:
     """A run has archived everything, and the index of its table is there."""
     assert place.run("aa-archive -c prod.yaml").returncode == 0
@@ -294,7 +334,8 @@ SCENES: dict[str, Any] = {
     "held": (held, is_decided), "held and looked at": (looked_at, is_recorded),
     "set aside": (set_aside, is_recorded), "changed": (changed, is_exported_again), "copied": (copied, are_found),
     "logged": (logged, is_read), "at work": (at_work, is_ended), "validated": (validated, is_whole),
-    "needed again": (all_archived, is_held), "index lost": (index_lost, index_is_back), "weighed": (old_rows, is_even)}
+    "needed again": (all_archived, is_held), "a scratch database": (scratch_database, is_in_scratch),
+    "archived by mistake": (by_mistake, is_undone), "index lost": (index_lost, index_is_back), "weighed": (old_rows, is_even)}
 
 
 @pytest.fixture()
