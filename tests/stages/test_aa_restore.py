@@ -139,7 +139,18 @@ def test_a_restore_leaves_a_record_of_what_when_and_by_whom(scene: Restored) -> 
     assert sorted(end["objects"]) == [line["serialized"]["stem"] + ".jsonl.gz" for line in scene.lines]
 
 
-@pytest.mark.req("REQ-RST-003")
+@pytest.mark.req("REQ-RESTORE-013")
+def test_as_many_batches_go_into_one_transaction_as_have_so_many_rows(db: Any, bucket: Any, config_file: Any) -> None:
+    tables.create(db.connection, rows=100, first="2024-01-01", last="2024-03-01")
+    made = Restored(db, bucket, config_file(db, bucket))
+    assert len(made.archive("--batch-size", "10")) == 10
+    for flags, transactions in (((), 2), (("--batch-size", 20), 5), (("--batch-size", 1), 10)):
+        made.restore("--restore-all", "--table", "audit_logs", "--in-flight", 1, "--ignore-watermark", *flags)
+        assert db.scalar("SELECT count(DISTINCT xmin::text) FROM audit_logs") == transactions, flags
+        db.execute("DELETE FROM audit_logs")
+
+
+@pytest.mark.req("REQ-RST-003", "REQ-VER-014")
 def test_a_damaged_batch_is_named_and_not_restored_and_the_others_are(scene: Restored) -> None:
     key, client, bucket = scene.lines[1]["serialized"]["stem"] + ".jsonl.gz", scene.bucket.client, scene.bucket.name
     packed = scene.bucket.read(key)
