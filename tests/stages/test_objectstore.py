@@ -316,13 +316,24 @@ def test_a_stream_that_ends_too_early_is_a_network_error(bucket: Bucket, store_s
 
 
 def test_a_listing_goes_on_over_its_pages_and_after_a_key(bucket: Bucket) -> None:
-    keys = [f"archives/a%2Eb/{number:04d}" for number in range(1003)]
+    keys = [f"archives/a%2Eb/year=2025/{number:04d}" for number in range(1003)]
     for key in keys:
         bucket.client.put_object(Bucket=bucket.name, Key=key, Body=b"")
     store = Store(settings(bucket))
     assert [entry.key for entry in store.list("archives/")] == keys
     assert [entry.key for entry in store.list("archives/", start_after=keys[1000])] == keys[1001:]
     assert list(store.directories("archives/")) == ["archives/a%2Eb/"]
+
+
+def test_a_key_that_xml_cannot_carry_hides_no_other(bucket: Bucket, store_s3: FaultyS3) -> None:
+    keys = ["archives/a b+c%20/\x01", "archives/year=2025/of ours"]
+    for key in keys:
+        bucket.client.put_object(Bucket=bucket.name, Key=key, Body=b"")
+    unreadable = faulty.Answer(200, {"content-type": "application/xml"}, b"<ListBucketResult><Key>\x01</Key></ListBucketResult>")  # as S3 does
+    store_s3.fault = lambda request, forward: forward(request) if "encoding-type" in request.query else unreadable
+    store = open_faulty(bucket, store_s3, retries=0)
+    assert [entry.key for entry in store.list("archives/")] == keys
+    assert list(store.directories("archives/")) == ["archives/a b+c%20/", "archives/year=2025/"]
 
 
 # Parts

@@ -150,7 +150,8 @@ class Store:
         """Preflight (REQ-S3-003, 006): reach the bucket, put, get, list and delete a small object under the prefix."""
         connection = self.connection
         # not head_bucket: the answer to a HEAD has no body, and so no word about what is wrong
-        answer = connection.safely("list_objects_v2", f"reach the bucket '{self.bucket}'", Prefix=self.prefix, MaxKeys=1)
+        answer = connection.safely("list_objects_v2", f"reach the bucket '{self.bucket}'", Prefix=self.prefix, MaxKeys=1,
+                                   EncodingType="url")
         skew = _skew(answer["ResponseMetadata"]["HTTPHeaders"].get("date"))
         capabilities = self.probe()
         key, body = f"{self.prefix}.probe-{os.urandom(8).hex()}", os.urandom(16)

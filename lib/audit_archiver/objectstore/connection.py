@@ -109,6 +109,7 @@ def _client(s3: S3) -> tuple[Any, str]:
     """The botocore client, which is boto3's without the resources and twice as fast to make, and who it is."""
     import botocore.session
     from botocore.config import Config
+    from botocore.handlers import set_list_objects_encoding_type_url
 
     session = botocore.session.Session()
     session.register_component("data_loader", _loader())
@@ -133,6 +134,7 @@ def _client(s3: S3) -> tuple[Any, str]:
         config = Config(**options)
     client = session.create_client("s3", config=config, verify=s3.ca_bundle, endpoint_url=s3.endpoint,
                                    region_name=s3.region or session.get_config_variable("region") or DEFAULT_REGION)
+    client.meta.events.unregister("before-parameter-build.s3.ListObjectsV2", set_list_objects_encoding_type_url)  # see listing.py
     credentials = session.get_credentials()
     if credentials is None:
         return client, "nobody (no credentials found)"

@@ -30,6 +30,10 @@ class Refused(Failed):
     """The store refused a create-only write: the name is taken (412)."""
 
 
+class Unreadable(NetworkError):
+    """The store's answer is no XML that can be read; botocore gives it out as a failure (HTTP 500) without a code, or says so."""
+
+
 class NameTaken(Failed):
     """The name holds other bytes than ours. Nothing was overwritten; the batch needs another number."""
 
@@ -65,7 +69,7 @@ _CONFIGURATION = {
 _FULL = frozenset(("QuotaExceeded", "QuotaExceededException", "EntityTooLarge", "XMinioStorageFull", "507"))
 _NO_ROUTE = ("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError")
 _BROKEN = ("ConnectionClosedError", "ReadTimeoutError", "ResponseStreamingError", "IncompleteReadError",
-           "HTTPClientError", "ConnectionError", "ResponseParserError", "ChecksumError", "FlexibleChecksumError")
+           "HTTPClientError", "ConnectionError", "ChecksumError", "FlexibleChecksumError")
 
 
 def translated(error: Exception, what: str, endpoint: str, at: Optional[str] = None) -> ArchiverError:
@@ -79,6 +83,8 @@ def translated(error: Exception, what: str, endpoint: str, at: Optional[str] = N
                                    hint="set s3.ca_bundle to the store's certificate authority", at=at))
     if any(kind in kinds for kind in _NO_ROUTE):
         return NetworkError(f"cannot {what}: '{endpoint}' cannot be reached", hint="check s3.endpoint and the network", at=at)
+    if "ResponseParserError" in kinds:
+        return Unreadable(f"cannot {what}: what '{endpoint}' answered cannot be read ({type(error).__name__})")
     if any(kind in kinds for kind in _BROKEN):
         return NetworkError(f"cannot {what}: the connection to '{endpoint}' broke or timed out ({type(error).__name__})")
     if any(kind in kinds for kind in ("CredentialRetrievalError", "TokenRetrievalError", "SSOError", "LoginError")):
@@ -108,6 +114,8 @@ def _answer(response: dict[str, Any], what: str, at: Optional[str]) -> ArchiverE
         return Thawing(f"cannot {what}: it is asked for already", detail=said)
     if code in _FULL or status == 507:
         return ResourceError(f"cannot {what}: the store is full, or the object too large for it", detail=said)
+    if status == 500 and code in ("", "500"):
+        return Unreadable(f"cannot {what}: the store answered {said}")
     if code in _TRANSIENT or status >= 500 and status != 501 or status == 429:
         return NetworkError(f"cannot {what}: the store answered {said}")
     if code in _DENIED:
