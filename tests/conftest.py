@@ -139,8 +139,8 @@ def _drop(cursor: Any, name: str) -> None:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_servers.S3Server]:
-    """moto's S3 server for the whole session."""
-    server = s3_servers.MotoServer(tmp_path_factory.mktemp("moto"))
+    """An S3 server for the whole session (AA_S3 chooses which): moto."""
+    server = s3_servers.shared(tmp_path_factory.mktemp("s3"))
     yield server
     server.stop()
 
@@ -174,7 +174,7 @@ class Bucket:
 
 @pytest.fixture()
 def bucket(s3: s3_servers.S3Server) -> Bucket:
-    """A fresh, empty bucket on moto."""
+    """A fresh, empty bucket on the session's server."""
     return Bucket(s3, f"t-{secrets.token_hex(6)}")
 
 

@@ -1,8 +1,8 @@
 """Every PostgreSQL we support against what matters: types, a whole run, recovery, cost per batch. Called by `make matrix`.
 
 The servers come out of npm's packages (tests/ground/binaries.py), the checks are files of the test suite. The object
-stores get their part of the suite too, once. The table goes to stdout and to docs/matrix.md. Exit code 1 if a check failed.
-MATRIX="11 17" limits it to some versions.
+stores get their part of the suite and a whole run too. The tables go to stdout and to docs/matrix.md. Exit code 1 if a check
+failed. MATRIX="11 17" limits it to some versions.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple, Optional, Sequence
+from typing import NamedTuple, Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from tests.ground import binaries  # noqa: E402
+from tests.ground import binaries, s3  # noqa: E402
 
 PAGE = ROOT / "docs" / "matrix.md"
 CHECKS = {
@@ -31,15 +31,21 @@ CHECKS = {
     "recovery": ["tests/pipes/test_aa_recover.py"],
     "order, cost per batch": ["tests/stages/test_heap_order.py", "tests/stages/test_aa_select.py"],
 }
-STORES = {
-    "moto (honours If-None-Match)": ["tests/stages/test_objectstore.py", "-k", "not rclone and not poor"],
-    "rclone (ignores If-None-Match)": ["tests/stages/test_objectstore.py", "-k", "rclone or poor"],
+STORE_CHECKS = ["its part of the suite", "a whole run"]
+WHOLE_RUN = ["tests/pipes/test_aa_archive.py"]
+STORE = "tests/stages/test_objectstore.py"
+STORES = {  # store: what AA_S3 calls it, and the part of the suite that is about such a store
+    "moto (honours If-None-Match)": ("moto", [STORE, "-k", "not rclone and not poor"]),
+    f"LocalStack {s3.LocalStackServer.VERSION} (honours If-None-Match)": (
+        "localstack", [STORE, "-k", "not rclone and not poor and not SSE-KMS-None"]),
+    "rclone (ignores If-None-Match)": ("rclone", [STORE, "-k", "rclone or poor"]),
 }
 HEAD = """# The matrix
 
 Written by `make matrix`: each supported PostgreSQL against the parts of the test suite that depend on it, and each object
-store that a test can start. A skipped test says why when it is run, mostly that this server has no such type. LocalStack
-needs Docker, which the machine of this run did not have.
+store that a test can start. A skipped test says why when it is run, mostly that this server has no such type.
+
+LocalStack runs without Docker, in a virtual environment of its own, with S3 alone; the test that needs a key of KMS is left out.
 
 """
 
@@ -58,11 +64,11 @@ class Cell(NamedTuple):
         return f"{self.passed} passed" + (f", {self.skipped} skipped" if self.skipped else "")
 
 
-def check(arguments: Sequence[str], major: Optional[int] = None) -> Cell:
-    """Run a part of the suite, on a version of PostgreSQL if one is given."""
-    env = {**os.environ, **({"AA_PG": str(major)} if major else {})}
+def check(arguments: Sequence[str], **servers: str) -> Cell:
+    """Run a part of the suite on the servers that are named (AA_PG, AA_S3)."""
+    env = {**os.environ, **servers}
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments], cwd=ROOT, env=env,
+    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal", *arguments], cwd=ROOT, env=env,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", done.stdout.rstrip().rpartition("\n")[2])}
     failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
@@ -86,10 +92,13 @@ def main() -> int:
         version = binaries.version(binaries.embedded(major))
         cells = servers[f"PostgreSQL {version}"] = []
         for name, arguments in CHECKS.items():
-            cells.append(check(arguments, major))
+            cells.append(check(arguments, AA_PG=str(major)))
             print(f"{version:8} {name:24} {cells[-1]}  {cells[-1].seconds:.0f} s", file=sys.stderr, flush=True)
-    stores = {name: [check(arguments)] for name, arguments in STORES.items()}
-    lines = [*table("server", list(CHECKS), servers), *table("object store", ["its part of the suite"], stores),
+    stores: dict[str, list[Cell]] = {}
+    for store, (called, suite) in STORES.items():
+        stores[store] = [check(suite, AA_S3=called), check(WHOLE_RUN, AA_S3=called)]
+        print(f"{store}: {', '.join(map(str, stores[store]))}", file=sys.stderr, flush=True)
+    lines = [*table("server", list(CHECKS), servers), *table("object store", STORE_CHECKS, stores),
              f"{datetime.date.today()}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs."]
     text = "\n".join(lines) + "\n"
     print(text)

@@ -16,7 +16,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -57,7 +56,7 @@ class Cluster:
         _sweep()
         base = _directory()
         try:
-            cluster = cls(base, _reachable(bindir or binaries.choose(), base), _free_port() if tcp else 5432,
+            cluster = cls(base, _reachable(bindir or binaries.choose(), base), processes.free_port() if tcp else 5432,
                           secrets.token_urlsafe(12), tcp)
             cluster.outlive = outlive
             cluster._initdb(QUICK if settings is None else settings)
@@ -215,12 +214,6 @@ def _reachable(bindir: Path, base: Path) -> Path:
 
 def _environment(base: Path) -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(base), "LC_ALL": "C", "TZ": "UTC"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _remove(base: Path) -> None:

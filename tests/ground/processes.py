@@ -11,6 +11,7 @@ import ctypes
 import os
 import pwd
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,13 @@ def _die_with_parent(signum: int) -> Optional[Callable[[], None]]:
         libc.prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
 
     return ask
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody has now, for a server that does not say which one it took."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def environment(pid: int) -> dict[str, str]:

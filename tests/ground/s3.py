@@ -1,12 +1,17 @@
-"""S3 servers of our own on a free port of 127.0.0.1: moto (conditional writes right) and rclone (fast, poor)."""
+"""S3 servers of our own on a free port of 127.0.0.1: moto (conditional writes right), rclone (fast, poor), LocalStack (wide).
+
+`AA_S3` chooses the one that the tests share: moto, which is what it is without, rclone or localstack.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
 
@@ -16,6 +21,7 @@ from botocore.config import Config
 from tests.ground import processes
 from tests.ground.wait import until
 
+WANTED = os.environ.get("AA_S3", "moto")
 ACCESS_KEY, SECRET_KEY, REGION = "ground-access", "ground-secret-key", "us-east-1"
 
 
@@ -103,6 +109,60 @@ class RcloneServer(S3Server):
                  f"{ACCESS_KEY},{SECRET_KEY}", "--config", os.devnull, "--log-level", "NOTICE"],
                 log=log, outlive=self.outlive, cwd=self.place, env=_environment())
         self.endpoint = self._wait(r"(http://127\.0\.0\.1:[1-9][0-9]*)")
+
+
+class LocalStackServer(S3Server):
+    """LocalStack without Docker, S3 only: honours If-None-Match, checks checksums, no keys; keeps everything in memory."""
+
+    VERSION = "4.13.1"
+    """The newest that asks for no token; `PACKAGES` are what its own bounds would let grow too new for it."""
+    PACKAGES = (f"localstack-core[base-runtime]=={VERSION}", "cbor2<6", "pyopenssl<26", "service-identity")
+
+    def up(self) -> None:
+        python, port = self._python(), processes.free_port()
+        with self._open_log() as log:
+            self._child = processes.start(
+                [str(python), "-m", "localstack.runtime.main"], log=log, outlive=self.outlive, cwd=self.place, end=signal.SIGKILL,
+                env={**_environment(), "HOME": str(self.place), "TMPDIR": str(self.place), "SERVICES": "s3",
+                     "EAGER_SERVICE_LOADING": "1", "GATEWAY_LISTEN": f"127.0.0.1:{port}",
+                     "GATEWAY_SERVER": "hypercorn",  # the default one listens on every address, whatever it is told
+                     "DNS_ADDRESS": "0", "DISABLE_EVENTS": "1", "SKIP_SSL_CERT_DOWNLOAD": "1"})
+        self._wait(r"(?m)^(Ready\.)$")
+        self.endpoint = f"http://127.0.0.1:{port}"
+
+    def stop(self) -> None:
+        """End the server; it holds nothing that an orderly end would save, and takes half a minute over one."""
+        if self._child is not None:
+            processes.stop(self._child.pid, signal.SIGKILL)
+        super().stop()
+
+    def _python(self) -> Path:
+        """The Python of LocalStack's own virtual environment, made once inside ours: its packages go with no others."""
+        home = Path(sys.prefix) / f"localstack-{self.VERSION}"
+        if not home.exists():
+            if sys.version_info < (3, 10):
+                raise RuntimeError("LocalStack runs on Python 3.10 or newer: make setup PYTHON=python3.12")
+            with tempfile.TemporaryDirectory(dir=sys.prefix) as scratch:  # so that what is there under its name is whole
+                made = Path(scratch) / home.name
+                subprocess.run([sys.executable, "-m", "venv", str(made)], check=True)
+                subprocess.run([str(made / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+                                *self.PACKAGES], check=True, stdout=subprocess.DEVNULL)
+                try:
+                    os.rename(made, home)
+                except OSError:  # somebody else was faster; theirs is the same
+                    if not home.exists():
+                        raise
+        return home / "bin" / "python"
+
+
+SERVERS = {"moto": MotoServer, "rclone": RcloneServer, "localstack": LocalStackServer}
+
+
+def shared(place: Path) -> S3Server:
+    """The server that AA_S3 names, started."""
+    if WANTED not in SERVERS:
+        raise RuntimeError(f"AA_S3={WANTED}: write one of {', '.join(SERVERS)}")
+    return SERVERS[WANTED](place)
 
 
 def client(endpoint: str) -> Any:
