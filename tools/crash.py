@@ -3,7 +3,8 @@
 Several workers, each with servers of its own, meet one fault after another (tests/crash/campaign.py). What came of each is
 appended to .crash/outcomes.jsonl at once; the table goes to stdout and to docs/faults.md. Exit code 1 if a row was not
 where it has to be, if a run that nothing disturbed did not end with 0, or if a lie ended otherwise than its table says.
-CRASH_JOBS=N workers (default 2); CRASH_SEED=N shuffles otherwise; CRASH_MINUTES=N begins no fault after so long.
+CRASH_JOBS=N workers (default 2); CRASH_SEED=N shuffles otherwise; CRASH_MINUTES=N begins no fault after so long;
+CRASH_GO_ON=1 keeps the outcomes of a run that was ended and meets the other faults.
 `tools/crash.py --write` makes the page again from the outcomes that are there.
 """
 
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from tests.crash.campaign import Campaign  # noqa: E402
-from tests.crash.cases import KILL, LIE, LINE, SWEPT, Outcome, everything  # noqa: E402
+from tests.crash.cases import KILL, LIE, LINE, SWEPT, Case, Outcome, everything  # noqa: E402
 from tests.crash.epoch import Ground  # noqa: E402
 
 PAGE = ROOT / "docs" / "faults.md"
@@ -63,18 +64,29 @@ def work(number: int, jobs: int, seed: int, until: float) -> None:
 
     with tempfile.TemporaryDirectory(prefix="aa-crash-") as place, Ground(Path(place)) as ground:
         campaign = Campaign(ground, lambda outcome: put(record(outcome)), seed + number)
-        for case in everything(seed)[number::jobs]:
+        for case in [case for case in everything(seed) if case not in met()][number::jobs]:
             if time.time() > until:
                 break
             try:
                 campaign.meet(case)
             except Exception as error:
                 failed(error)
+            put({"totals": campaign.take_totals()})
         try:
             campaign.end()
         except Exception as error:
             failed(error)
-        put({"worker": number, "acknowledged": campaign.acknowledged, "open": campaign.open, "deadlocks": campaign.deadlocks, "rows": campaign.rows})
+        put({"totals": campaign.take_totals()})
+
+
+def read() -> list[dict[str, Any]]:
+    """The lines of the file."""
+    return [json.loads(line) for line in OUTCOMES.read_text().split("\n") if line]
+
+
+def met() -> set[Case]:
+    """The cases whose outcome is known."""
+    return {Case(*(line[name] for name in Case._fields)) for line in read() if "fault" in line}
 
 
 def cell(found: Sequence[dict[str, Any]]) -> str:
@@ -111,8 +123,7 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
     wrong = [line for line in lines if "wrong" in line]
     totals: Counter[str] = Counter()
     for line in lines:
-        if "worker" in line:
-            totals.update({name: line[name] for name in ("acknowledged", "open", "deadlocks", "rows")})
+        totals.update(line.get("totals", {}))
     by_kind = {kind: [each for each in outcomes if each["kind"] == kind] for kind in (KILL, LINE, LIE)}
     told = [f"**{len(by_kind[KILL])} kills, {len(by_kind[LINE])} network faults, {len(by_kind[LIE])} lies of the store; "
             f"{len(wrong)} of them lost, doubled or altered a row, or left a run that did not end with 0.** The application had "
@@ -134,7 +145,7 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
 
 def report() -> int:
     """The page, and the exit code."""
-    lines = [json.loads(line) for line in OUTCOMES.read_text().split("\n") if line]
+    lines = read()
     text = page(lines)
     print(text)
     PAGE.write_text(text)
@@ -155,7 +166,8 @@ def main() -> int:
     jobs, seed = int(os.environ.get("CRASH_JOBS", "2")), int(os.environ.get("CRASH_SEED", "1"))
     until = time.time() + 60 * float(os.environ.get("CRASH_MINUTES", "600"))
     PLACE.mkdir(exist_ok=True)
-    OUTCOMES.write_text("")
+    if "CRASH_GO_ON" not in os.environ or not OUTCOMES.exists():
+        OUTCOMES.write_text("")
     workers = [subprocess.Popen([sys.executable, __file__, str(number), str(jobs), str(seed), str(until)]) for number in range(jobs)]
     failed = any([worker.wait() for worker in workers])
     return report() or int(failed)

@@ -19,6 +19,7 @@ import random
 import secrets
 import signal
 import time
+from collections import Counter
 from typing import Callable, Optional
 
 from tests.crash import lies
@@ -57,7 +58,7 @@ class Campaign:
         self._epoch: Optional[Epoch] = None
         self._dice = random.Random(seed)
         self._pending: list[tuple[Case, Optional[int], int, float]] = []
-        self.acknowledged = self.open = self.deadlocks = self.rows = 0
+        self.totals: Counter[str] = Counter()
         self.last_log = self._said = ""
 
     @property
@@ -100,11 +101,15 @@ class Campaign:
         if findings:
             raise Wrong(f"aa-validate: {findings[:5]}")
         ledger = epoch.application.ledger
-        self.acknowledged, self.open, self.deadlocks = (self.acknowledged + ledger.acknowledged, self.open + ledger.open,
-                                                        self.deadlocks + epoch.application.deadlocks)
-        self.rows += sum(len(rows) for rows in epoch._seen.values())
+        self.totals.update(acknowledged=ledger.acknowledged, open=ledger.open, deadlocks=epoch.application.deadlocks,
+                           rows=sum(len(rows) for rows in epoch._seen.values()))
         epoch.close()
         self._epoch = None
+
+    def take_totals(self) -> dict[str, int]:
+        """What the epochs that have ended since the last call came to: writes acknowledged and open, deadlocks, rows archived."""
+        taken, self.totals = self.totals, Counter()
+        return dict(taken)
 
     def forget(self) -> None:
         """Something is wrong: leave the database and the bucket as they are, and go on with new ones."""

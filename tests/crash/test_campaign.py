@@ -51,7 +51,7 @@ def test_faults_under_a_running_application_lose_double_and_alter_nothing(ground
     finally:
         made.forget()
     assert {outcome.case for outcome in outcomes} == set(SHORT)
-    assert made.acknowledged > len(SHORT) and made.rows > 0
+    assert made.totals["acknowledged"] > len(SHORT) and made.totals["rows"] > 0
 
 
 @pytest.mark.parametrize(("wrong", "sql"), [
