@@ -62,9 +62,10 @@ def work(number: int, jobs: int, seed: int, until: float) -> None:
              "log": [line for line in campaign.last_log.split("\n") if '"INFO"' not in line][-40:]})
         campaign.forget()
 
+    known = met()
     with tempfile.TemporaryDirectory(prefix="aa-crash-") as place, Ground(Path(place)) as ground:
         campaign = Campaign(ground, lambda outcome: put(record(outcome)), seed + number)
-        for case in [case for case in everything(seed) if case not in met()][number::jobs]:
+        for case in [case for case in everything(seed)[number::jobs] if case not in known]:
             if time.time() > until:
                 break
             try:

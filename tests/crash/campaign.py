@@ -74,6 +74,9 @@ class Campaign:
     def meet(self, case: Case) -> None:
         """Break one run, and judge. Raises Wrong."""
         epoch = self.epoch
+        if case.kind == LIE and not self.ground.can_lie:
+            self.end()
+            epoch = self.epoch
         epoch.faults += 1
         if case.kind == LIE:
             self._lie(epoch, case)

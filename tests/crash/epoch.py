@@ -81,6 +81,11 @@ class Ground:
         host, _, port = address.partition(":")
         self.to_store.target, self.liar.target = (host, int(port)), address
 
+    @property
+    def can_lie(self) -> bool:
+        """Whether this epoch's store takes what it is sent unseen: rclone refuses a body that is not the one that was signed."""
+        return isinstance(self.store, MotoServer)
+
     def line(self, name: str) -> Proxy:
         """The proxy before a server."""
         return self.to_postgres if name == POSTGRES else self.to_store
