@@ -31,6 +31,7 @@ from tests.crash.campaign import Campaign  # noqa: E402
 from tests.crash.cases import KILL, LIE, LINE, SWEPT, Case, Outcome, everything  # noqa: E402
 from tests.crash.epoch import Ground  # noqa: E402
 
+KINDS = {KILL: "kills", LINE: "network faults", LIE: "lies of the store"}
 PAGE = ROOT / "docs" / "faults.md"
 PLACE = ROOT / ".crash"
 OUTCOMES = PLACE / "outcomes.jsonl"
@@ -126,21 +127,24 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
     for line in lines:
         totals.update(line.get("totals", {}))
     by_kind = {kind: [each for each in outcomes if each["kind"] == kind] for kind in (KILL, LINE, LIE)}
-    told = [f"**{len(by_kind[KILL])} kills, {len(by_kind[LINE])} network faults, {len(by_kind[LIE])} lies of the store; "
-            f"{len(wrong)} of them lost, doubled or altered a row, or left a run that did not end with 0.** The application had "
-            f"{totals['acknowledged']:,} writes acknowledged meanwhile, {totals['open']} answers to COMMIT were lost, {totals['deadlocks']} of its "
-            f"transactions ended as deadlocks, and {totals['rows']:,} rows were archived.", "",
+    there_are = Counter(case.kind for case in everything(0))
+    told = [f"**{', '.join(f'{len(by_kind[kind])} {words}' for kind, words in KINDS.items())}: {len(wrong)} of them lost, doubled or altered a "
+            f"row, or left a run that did not end with 0.** A whole campaign has {', '.join(str(there_are[kind]) for kind in KINDS)} cases; some "
+            "need a kill before them that is counted too.", "",
+            f"The application had at least {totals['acknowledged']:,} writes acknowledged meanwhile, {totals['open']} answers to COMMIT were lost, "
+            f"{totals['deadlocks']:,} of its transactions ended as deadlocks, and {totals['rows']:,} rows were archived.", "",
             "Time to recover is how long the archiver ran after the cause was gone until one of its runs had ended with 0, that run's own "
             "work included, and where that next run was itself broken and lived through it, that too.", "",
             "| faults | number | healed by the same run | by the next | median | worst |", "|---|---|---|---|---|---|",
-            times("kills", by_kind[KILL]), times("network faults", by_kind[LINE]), times("lies", by_kind[LIE]), "",
+            *(times(words, by_kind[kind]) for kind, words in KINDS.items()), "",
             "In the tables: *same* is a run that lived through its fault and ended with 0, *next* one that was healed by the run after it; "
             "the time is the longest.", "", "## Kills", "", *matrix(by_kind[KILL]), "## Network faults", "", *matrix(by_kind[LINE])]
     told += ["## A store that lies", "", "The lie lasts for one whole run; then the store is honest, and the next run has to end with 0.", "",
              "| the store | object | exit code | said in the log | time to recover |", "|---|---|---|---|---|"]
     told += [f"| {each['what']} | {each['point'] or 'all'} | {each['code']} | {each['said']} | {each['seconds']:.1f} s |"
              for each in sorted(by_kind[LIE], key=lambda each: (each["what"], each["point"]))]
-    told += ["", f"{datetime.date.today()}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs."]
+    told += ["", f"{datetime.date.today()}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs at a load average of "
+             f"{os.getloadavg()[2]:.0f}; times follow from both."]
     return HEAD + "\n".join(told) + "\n"
 
 
@@ -149,7 +153,7 @@ def report() -> int:
     lines = read()
     text = page(lines)
     print(text)
-    PAGE.write_text(text)
+    PAGE.write_text(text, encoding="utf-8")
     wrong = [line for line in lines if "wrong" in line]
     for line in wrong:
         print(f"WRONG: {line['wrong']}\n{line['trace']}\n" + "\n".join(line["log"]), file=sys.stderr)

@@ -12,6 +12,7 @@ from tests.crash.campaign import Campaign
 from tests.crash.cases import BACKEND, CUT, DRIVER, GROUP, KILL, LINE, POSTGRES, PROCESS, S3, SERVER, TRUNCATE, Case, Outcome
 from tests.crash.epoch import TABLE, Epoch, Ground, Run, Wrong
 from tests.ground.application import ABSENT, Ledger
+from tools import crash
 
 SHORT = [
     Case(KILL, DRIVER, "holder.commit.sent:2"), Case(LINE, CUT, "holder.delete.done:1", line=POSTGRES),
@@ -97,6 +98,16 @@ def test_the_ledger_leaves_open_what_no_answer_came_to() -> None:
     assert ledger.versions(1) == {ABSENT} and ledger.rows() == []
     ledger.wrote(2, 1, sure=False)
     assert ledger.versions(2) == {ABSENT, 1}
+
+
+def test_the_page_counts_what_came_of_each_fault_and_what_went_wrong() -> None:
+    outcomes = [Outcome(Case(KILL, DRIVER, "verify.done:1"), None, 1, 2.0), Outcome(Case(KILL, PROCESS, "verify.done:2"), 0, 0, 1.0),
+                Outcome(Case(LINE, CUT, "verify.done:1", line=S3), 0, 0, 4.0)]
+    lines = [*map(crash.record, outcomes), {"wrong": "row 7 is nowhere"}, {"totals": {"rows": 12}}]
+    text = crash.page(lines)
+    assert "**2 kills, 1 network faults, 0 lies of the store: 1 of them lost" in text
+    assert "| kills | 2 | 1 | 1 | 1.5 s | 2.0 s |" in text
+    assert "| `verify.done` | 1 same, 1.0 s | 1 next, 2.0 s |" in text or "| `verify.done` | 1 next, 2.0 s | 1 same, 1.0 s |" in text
 
 
 def test_every_lie_is_about_every_object_that_a_run_writes() -> None:
