@@ -82,7 +82,7 @@ class Campaign:
             self._lie(epoch, case)
             return
         if case.command == RESTORE:
-            if not epoch._seen:
+            if not epoch.seen:
                 self._undisturbed()
             self._restore(epoch, case)
             return
@@ -105,7 +105,7 @@ class Campaign:
             raise Wrong(f"aa-validate: {findings[:5]}")
         ledger = epoch.application.ledger
         self.totals.update(acknowledged=ledger.acknowledged, open=ledger.open, deadlocks=epoch.application.deadlocks,
-                           rows=sum(len(rows) for rows in epoch._seen.values()))
+                           rows=sum(len(rows) for rows in epoch.seen.values()))
         epoch.close()
         self._epoch = None
 
@@ -267,7 +267,7 @@ class Campaign:
             if second != 0:
                 raise Wrong(f"aa-restore ended with {second} after {case}")
         seconds = time.monotonic() - healed_at
-        archived = epoch._archived()[0]
+        archived = epoch.archived()[0]
         wanted = {row for rows in archived.values() for row in rows}
         found = {row for row, in epoch.query(f"SELECT id FROM {into}")}
         [[altered]] = epoch.query(f"SELECT count(*) FROM {into} WHERE detail->>'hash' <> md5(id || ':' || version)")

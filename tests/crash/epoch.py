@@ -54,7 +54,7 @@ class Ground:
         self.cluster = self._open.enter_context(Cluster.start(settings={
             "fsync": "off", "full_page_writes": "off", "autovacuum": "off", "shared_buffers": "32MB", "deadlock_timeout": "100ms"}))
         try:
-            self._admin("CREATE ROLE archiver LOGIN PASSWORD 'archiver-password'")
+            self.admin("CREATE ROLE archiver LOGIN PASSWORD 'archiver-password'")
             self.stores: list[S3Server] = []
             for kind in (MotoServer, RcloneServer):
                 self.stores.append(kind(place / kind.__name__))
@@ -97,7 +97,8 @@ class Ground:
             proxy.latency_s, proxy.cut_after, proxy.cut_after_up = 0.0, None, None
         self.liar.fault = None
 
-    def _admin(self, sql: str) -> None:
+    def admin(self, sql: str) -> None:
+        """Run SQL as the superuser."""
         with contextlib.closing(self.cluster.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(sql)
 
@@ -111,15 +112,15 @@ class Epoch:
         self.bucket = self.name.replace("_", "-")
         self.place = ground.place / self.name
         self.place.mkdir()
-        ground._admin(f"CREATE DATABASE {self.name} OWNER archiver")
+        ground.admin(f"CREATE DATABASE {self.name} OWNER archiver")
         client = ground.store.client()
         client.create_bucket(Bucket=self.bucket)
         self.archive = Archive(client, self.bucket)
         self.application = Application(self.connect, TABLE, self.place / "ledger.jsonl")
         self.application.create()
         self.faults = 0
-        self._seen: dict[str, dict[int, tuple[int, dict[str, Any]]]] = {}
-        self._counter = itertools.count(1)
+        self.seen: dict[str, dict[int, tuple[int, dict[str, Any]]]] = {}
+        self.numbers = itertools.count(1)
 
     def connect(self) -> Any:
         """A session that no fault of a line reaches."""
@@ -175,7 +176,7 @@ class Epoch:
             table = {row[0]: row for row in self.query(
                 f"SELECT id, to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"+00:00\"'), account, version, note, detail "
                 f"FROM {TABLE}")}
-            archived, limbo = self._archived()
+            archived, limbo = self.archived()
             wrong: list[str] = []
             for row in {*ledger.rows(), *table, *(key for rows in archived.values() for key in rows)}:
                 places = [rows[row] for rows in archived.values() if row in rows]
@@ -209,20 +210,20 @@ class Epoch:
         ledger.settle(row, version)
         return []
 
-    def _archived(self) -> tuple[dict[str, dict[int, tuple[int, dict[str, Any]]]], dict[int, tuple[int, dict[str, Any]]]]:
+    def archived(self) -> tuple[dict[str, dict[int, tuple[int, dict[str, Any]]]], dict[int, tuple[int, dict[str, Any]]]]:
         """Rows by batch of what is archived, and the rows of batches that nobody has decided about."""
         keys = set(self.archive.keys())
         stems = {key[:-len(names.COMMIT)] for key in keys if key.endswith(names.COMMIT)}
-        for stem in stems - self._seen.keys():
+        for stem in stems - self.seen.keys():
             commit = json.loads(self.archive.read(stem + names.COMMIT))
             left_out = set(commit.get("deleted", {}).get("left_out", ()))
-            self._seen[stem] = _rows(line for place, line in enumerate(self.archive.rows(commit)) if place not in left_out)
+            self.seen[stem] = _rows(line for place, line in enumerate(self.archive.rows(commit)) if place not in left_out)
         limbo: dict[int, tuple[int, dict[str, Any]]] = {}
         for key in keys:
             stem = key[:-len(names.KEYS)]
             if key.endswith(names.KEYS) and not {stem + names.COMMIT, stem + names.ABANDONED} & keys:
                 limbo.update(_rows(self._unpacked(stem)))
-        return {stem: self._seen[stem] for stem in stems}, limbo
+        return {stem: self.seen[stem] for stem in stems}, limbo
 
     def _unpacked(self, stem: str) -> list[bytes]:
         """The rows of a batch that nobody vouches for; none where its data are missing or damaged."""
@@ -234,7 +235,7 @@ class Epoch:
     def close(self) -> None:
         """The application ends, the database goes; what lies in the bucket stays with the server."""
         self.application.stop()
-        self.ground._admin(f"DROP DATABASE {self.name}")
+        self.ground.admin(f"DROP DATABASE {self.name}")
 
 
 def _rows(lines: Iterable[bytes]) -> dict[int, tuple[int, dict[str, Any]]]:
@@ -249,7 +250,7 @@ class Run:
     """One started command; stands still at a point, if one was asked for and it is ever reached."""
 
     def __init__(self, epoch: Epoch, argv: Sequence[Any], point: Optional[str] = None) -> None:
-        number = next(epoch._counter)
+        number = next(epoch.numbers)
         self._log = open(epoch.place / f"{number:03}.log", "w+b")
         self.began = time.monotonic()
         self.child: Child = spawn(str(argv[0]), argv[1:], env={"AA_TEST_POINT": point} if point else {},
