@@ -172,7 +172,7 @@ class Campaign:
             self.last_log = run.end()
             self.ground.heal()
         said = sorted({record["event"] for record in map(json.loads, filter(None, self.last_log.split("\n")))
-                       if record["level"] in ("WARNING", "ERROR") and "_batch_" in json.dumps(record) or record["event"] == "s3.check"})
+                       if record["level"] in ("WARNING", "ERROR") and "s3://" in json.dumps(record)})
         epoch.judge(settled=code == 0)
         self._pending.append((case, code, 0, 0.0))
         self._said = ", ".join(said)
