@@ -174,7 +174,7 @@ def test_equal_values_of_every_accepted_type_are_written_alike(db: Any) -> None:
 ])
 def test_a_column_that_no_row_is_found_by_refuses_the_table_with_its_place(db: Any, config_file: Any, ddl: str, find: Any, says: str) -> None:
     db.execute(f"CREATE TABLE a (id int PRIMARY KEY, at timestamptz, {ddl})")
-    path = config_file(db, NoServer, [{"name": "a", "timestamp_column": "at", "primary_key": "id", "find_columns": find}])
+    path = config_file(db, NoServer, [{"name": "a", "timestamp_column": "at", "primary_key": "id", "find_columns": find}], s3={"retries": 0})
     result = run_stage("aa-plan", ["-c", str(path)])
     assert result.rc == 3
     refused = result.lines[0]["refused"]
@@ -185,7 +185,7 @@ def test_a_column_that_is_not_archived_is_refused_too(db: Any, config_file: Any)
     if db.connection.server_version < 180000:
         pytest.skip("virtual generated columns came with PostgreSQL 18")
     db.execute("CREATE TABLE a (id int PRIMARY KEY, at timestamptz, v int GENERATED ALWAYS AS (id + 1) VIRTUAL)")
-    path = config_file(db, NoServer, [{"name": "a", "timestamp_column": "at", "primary_key": "id", "find_columns": "v"}])
+    path = config_file(db, NoServer, [{"name": "a", "timestamp_column": "at", "primary_key": "id", "find_columns": "v"}], s3={"retries": 0})
     result = run_stage("aa-plan", ["-c", str(path)])
     assert result.rc == 3 and "is computed when it is read and not archived" in result.lines[0]["refused"]["msg"]
 
@@ -194,6 +194,6 @@ def test_partitions_are_found_by_the_columns_of_their_parent(db: Any, config_fil
     db.execute("CREATE TABLE p (id int, at timestamptz, who text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);"
                "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM ('2024-01-01') TO ('2024-02-01');"
                "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM ('2024-02-01') TO ('2024-03-01')")
-    path = config_file(db, NoServer, [{"name": "p", "timestamp_column": "at", "primary_key": ["id", "at"], "find_columns": "who"}])
+    path = config_file(db, NoServer, [{"name": "p", "timestamp_column": "at", "primary_key": ["id", "at"], "find_columns": "who"}], s3={"retries": 0})
     result = run_stage("aa-plan", ["-c", str(path)])
     assert [(line["table"], line["find"]) for line in result.lines] == [("p1", ["who"]), ("p2", ["who"])], result.err
