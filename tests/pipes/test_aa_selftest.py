@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ def start(db: TestDatabase, bucket: Bucket, *argv: str, endpoint: str = "", pref
     """A self-test of few rows and points as a DBA starts it, with the credentials in the environment."""
     return spawn("aa-selftest", ["--dsn", db.dsn, "--s3", f"s3://{bucket.name}{prefix}", "--endpoint", endpoint or bucket.endpoint,
                                  "--rows", "60", *argv],
-                 env={"AWS_ACCESS_KEY_ID": bucket.access_key, "AWS_SECRET_ACCESS_KEY": bucket.secret_key, "AWS_REGION": bucket.region})
+                 env={"AWS_ACCESS_KEY_ID": bucket.access_key, "AWS_SECRET_ACCESS_KEY": bucket.secret_key, "AWS_REGION": bucket.region,
+                      "TMPDIR": os.environ["HOME"]})
 
 
 def ended(child: Child, seconds: float = 240) -> Result:
@@ -91,7 +94,8 @@ def test_one_that_is_ended_in_the_middle_removes_everything_or_names_it(db: Test
     (["--point", "no.such"], "a run comes by no point 'no.such'"), (["--s3", "bucket"], "'bucket' is no place in a bucket"),
     (["--dsn", "postgresql://[oops"], "the connection string cannot be read"), (["--dsn", "dbname=x connect_timeout=3"], "has 'connect_timeout'"),
     (["--dsn", "host=a"], "names no database")])
-def test_what_cannot_be_meant_is_refused(argv: list[str], said: str) -> None:
+def test_what_cannot_be_meant_is_refused(argv: list[str], said: str, tmp_path: Path) -> None:
     whole = ["--dsn", "dbname=x", "--s3", "s3://b", *argv]
-    result = finish(spawn("aa-selftest", whole))
+    result = finish(spawn("aa-selftest", whole, env={"TMPDIR": tmp_path}))
+    assert list(tmp_path.iterdir()) == []
     assert result.rc == exits.CONFIG and said in result.err, result

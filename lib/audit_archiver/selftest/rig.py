@@ -41,12 +41,12 @@ class Rig:
 
     def __init__(self, dsn: str, bucket: str, prefix: str, base: Optional[S3], overrides: Mapping[str, Optional[str]], env: Mapping[str, str],
                  batch_rows: int) -> None:
-        self._place = Path(tempfile.mkdtemp(prefix="aa-selftest-"))
         self._env = {name: value for name, value in env.items() if not name.startswith("AA_")}
         self._running: list[subprocess.Popen[bytes]] = []
         self._batch_rows = batch_rows
         self._database = self._read_dsn(dsn)
         self._s3 = {"bucket": bucket, "prefix": prefix, **self._from(base), **{name: value for name, value in overrides.items() if value is not None}}
+        self._place = Path(tempfile.mkdtemp(prefix="aa-selftest-"))  # last: whatever is refused leaves nothing
 
     def __enter__(self) -> Rig:
         return self
