@@ -211,6 +211,27 @@ class Held:
         return [forward(request) for request, forward in self._kept]
 
 
+class Hangs:
+    """Those requests get no answer and their connection stays open, until `release()`; `passing_on`: the store has done them."""
+
+    def __init__(self, which: Which, *, passing_on: bool = False) -> None:
+        self._which, self._passing_on, self._over = which, passing_on, threading.Event()
+        self.hanging = 0
+
+    def __call__(self, request: Request, forward: Forward) -> Union[Answer, Drop]:
+        if not self._which(request):
+            return forward(request)
+        if self._passing_on:
+            forward(request)
+        self.hanging += 1
+        self._over.wait(60)
+        return DROP
+
+    def release(self) -> None:
+        """Whoever hangs is let go, with a reset."""
+        self._over.set()
+
+
 class FaultyS3:
     """Listens on a free port of 127.0.0.1 and passes requests to `target`, except for what `fault` does.
 

@@ -44,6 +44,7 @@ class Proxy:
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._forgotten: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -73,6 +74,11 @@ class Proxy:
             ends = list(self._open)
         for end in ends:
             _reset(end)
+
+    def forget(self) -> None:
+        """The connections that are open now stay open, and nothing goes through them any more: a firewall that forgot them."""
+        with self._lock:
+            self._forgotten |= self._open
 
     def close(self) -> None:
         """Stop listening, reset what is open, wait for the threads."""
@@ -118,7 +124,7 @@ class Proxy:
             while not self._ended.is_set():
                 if not select.select([source], [], [], POLL_S)[0]:
                     continue
-                if self._stalled(direction):
+                if self._stalled(direction) or source in self._forgotten:
                     self._ended.wait(POLL_S)
                     continue
                 data = source.recv(CHUNK_BYTES)

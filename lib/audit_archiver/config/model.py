@@ -6,6 +6,7 @@ Seconds, megabytes and days stand in the names. `at` is the FILE:LINE where a th
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -90,13 +91,24 @@ class S3:
     multipart_part_mb: float = 5
     compression_level: int = 6
     verify: str = "read"
+    multipart_timeout_hours: float = 24
     local_fallback_dir: Optional[Path] = None
+    local_fallback_retention_days: float = 7
     retries: int = 3
     retry_base_s: float = 2
     retry_max_s: float = 30
     connect_timeout_s: float = 10
     read_timeout_s: float = 60
+    rate_limit_requests_per_second: Optional[float] = None
+    rate_limit_mb_per_second: Optional[float] = None
+    circuit_breaker_failures: int = 3
+    circuit_breaker_reset_s: float = 60
     at: Optional[str] = None
+
+    def pause_s(self, tried: int) -> float:
+        """Seconds before the try that follows the `tried`-th: the base, twice, four times ... up to the maximum (REQ-ERR-005), less up to
+        a quarter by chance, so that those who failed together do not come back together."""
+        return min(self.retry_max_s, self.retry_base_s * 2 ** (tried - 1)) * random.uniform(0.75, 1)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ def _s3(tree: Tree, env: Mapping[str, str]) -> S3:
     plain = {key: _value(tree, section + (key,)) for key in (
         "encryption", "kms_key_id", "addressing_style", "multipart_threshold_mb", "multipart_part_mb",
         "compression_level", "verify", "retries", "retry_base_s", "retry_max_s", "connect_timeout_s",
-        "read_timeout_s")}
+        "read_timeout_s", "multipart_timeout_hours", "local_fallback_retention_days", "rate_limit_requests_per_second",
+        "rate_limit_mb_per_second", "circuit_breaker_failures", "circuit_breaker_reset_s")}
     return S3(
         bucket=values.get("bucket", ""), prefix=names.normal_prefix(values.get("prefix") or ""), endpoint=endpoint,
         region=values.get("region") or _first(env, "AWS_REGION", "AWS_DEFAULT_REGION"), storage_class=storage,

@@ -142,6 +142,10 @@ class Store:
         """Free the parts of such an upload."""
         multipart.abort(self.connection, key, upload_id)
 
+    def abort_staged(self, state: Path) -> None:
+        """The same for the upload that the state file of a staged batch names, if there is one."""
+        multipart.abort_staged(self.connection, state)
+
     def url(self, key: str) -> str:
         """What messages call an object."""
         return self.connection.url(key)

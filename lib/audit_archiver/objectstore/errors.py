@@ -12,6 +12,18 @@ from typing import Any, Optional
 from audit_archiver.exits import ArchiverError, ConfigError, Failed, NetworkError, PermissionDenied, ResourceError
 
 
+class Throttled(NetworkError):
+    """The store is asked more than it can, or wants to, answer (SlowDown and its like)."""
+
+
+class CircuitOpen(NetworkError):
+    """The store did not answer several operations before, and is not asked now."""
+
+
+class Expired(PermissionDenied):
+    """The credentials were valid, and are no longer."""
+
+
 class NotFound(Failed):
     """There is no such object."""
 
@@ -38,16 +50,16 @@ class NameTaken(Failed):
     """The name holds other bytes than ours. Nothing was overwritten; the batch needs another number."""
 
 
-_TRANSIENT = frozenset((
-    "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeoutException", "Throttling",
-    "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded", "PriorRequestNotComplete",
-    "ConditionalRequestConflict", "OperationAborted", "BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody",
-    "Busy", "408", "429", "500", "502", "503", "504",
+_THROTTLED = frozenset((
+    "SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests",
+    "RequestLimitExceeded", "BandwidthLimitExceeded", "Busy", "429", "503",
 ))
+_TRANSIENT = frozenset((
+    "InternalError", "RequestTimeout", "RequestTimeoutException", "PriorRequestNotComplete", "ConditionalRequestConflict",
+    "OperationAborted", "BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "408", "500", "502", "504",
+))
+_EXPIRED = frozenset(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"))
 _DENIED = {
-    "ExpiredToken": ("the session token has expired", "get new credentials and run again: nothing was lost"),
-    "ExpiredTokenException": ("the session token has expired", "get new credentials and run again: nothing was lost"),
-    "TokenRefreshRequired": ("the session token has expired", "get new credentials and run again: nothing was lost"),
     "InvalidToken": ("the session token is not valid", "set s3.session_token together with its keys, or unset AWS_SESSION_TOKEN"),
     "InvalidAccessKeyId": ("the access key is unknown to the store", "check s3.access_key_id and s3.endpoint"),
     "SignatureDoesNotMatch": ("the secret key does not belong to the access key", "check the secret access key"),
@@ -116,8 +128,13 @@ def _answer(response: dict[str, Any], what: str, at: Optional[str]) -> ArchiverE
         return ResourceError(f"cannot {what}: the store is full, or the object too large for it", detail=said)
     if status == 500 and code in ("", "500"):
         return Unreadable(f"cannot {what}: the store answered {said}")
-    if code in _TRANSIENT or status >= 500 and status != 501 or status == 429:
+    if code in _THROTTLED or status in (429, 503):
+        return Throttled(f"cannot {what}: the store answered {said}")
+    if code in _TRANSIENT or status >= 500 and status != 501:
         return NetworkError(f"cannot {what}: the store answered {said}")
+    if code in _EXPIRED:
+        return Expired(f"cannot {what}: the session token has expired", detail=said, at=at,
+                       hint="get new credentials and run again: nothing was lost")
     if code in _DENIED:
         reason, hint = _DENIED[code]
         return PermissionDenied(f"cannot {what}: {reason}", detail=said, hint=hint, at=at)

@@ -37,7 +37,9 @@ class Body:
     def read(self, size: Optional[int] = None) -> bytes:
         """Up to `size` bytes (all without it); b"" at the end. NetworkError if the stream breaks or ends too early."""
         with self._connection.errors(self._what):
-            return self._stream.read(size)
+            data: bytes = self._stream.read(size)
+        self._connection.arrived(len(data))
+        return data
 
     def __iter__(self) -> Iterator[bytes]:
         while True:

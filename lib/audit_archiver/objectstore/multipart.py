@@ -1,8 +1,9 @@
-"""Large objects in parts, with a state file that lets a killed upload go on with its next part.
+"""Large objects in parts, with a state file that lets a killed upload go on where it stopped.
 
-`upload.json` beside the staged batch: upload_id, completed_parts, part_etags (REQ-NET-003). It is believed only for
-the same bucket, key, size, digest and part size. A part that fails is sent again alone; the upload is aborted when it
-is given up, and kept when only the network failed.
+`upload.json` beside the staged batch: upload_id, completed_parts, part_etags (REQ-NET-003). It leads to the upload, and only
+for the same bucket, key, size, digest and part size; which parts are there the store is asked (ListParts), and one that does
+not hold our bytes is sent again. A part that fails is sent again alone; the upload is aborted when it is given up, and kept
+when only the network failed or the credentials expired.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 from audit_archiver import log
-from audit_archiver.exits import ArchiverError, NetworkError
+from audit_archiver.exits import ArchiverError, Failed, NetworkError
 from audit_archiver.objectstore.connection import Connection
 from audit_archiver.objectstore.content import Content, Put
-from audit_archiver.objectstore.errors import NotFound, Refused
+from audit_archiver.objectstore.errors import Expired, NotFound, Refused
 from audit_archiver.objectstore.get import etag_of, head
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ class State:
     def __init__(self, path: Optional[Path], identity: dict[str, Any]) -> None:
         self._path, self._identity = path, identity
         self.upload_id: Optional[str] = None
-        self.parts: list[int] = []
-        self.etags: list[str] = []
+        self.etags: dict[int, str] = {}
 
     def load(self) -> bool:
         """Take over an earlier upload of the same bytes to the same name; False if there is none."""
@@ -48,24 +48,27 @@ class State:
         try:
             found = json.loads(self._path.read_bytes())
             ours = all(found[name] == value for name, value in self._identity.items())
-            upload_id, parts, etags = found["upload_id"], found["completed_parts"], found["part_etags"]
+            upload_id, etags = found["upload_id"], dict(zip(found["completed_parts"], found["part_etags"]))
         except (ValueError, KeyError, TypeError):
             log.warning("upload.state", f"'{self._path}' is no upload state; the upload begins anew")
             return False
-        if not ours or parts != list(range(1, len(etags) + 1)):
-            return False
-        self.upload_id, self.parts, self.etags = upload_id, parts, etags
-        return True
+        if ours:
+            self.upload_id, self.etags = upload_id, etags
+        return ours
 
     def begin(self, upload_id: str) -> None:
         """A new upload without parts."""
-        self.upload_id, self.parts, self.etags = upload_id, [], []
+        self.upload_id, self.etags = upload_id, {}
+        self._save()
+
+    def keep(self, etags: dict[int, str]) -> None:
+        """These parts lie in the store, and no others."""
+        self.etags = etags
         self._save()
 
     def add(self, number: int, etag: str) -> None:
         """One more part lies in the store."""
-        self.parts.append(number)
-        self.etags.append(etag)
+        self.etags[number] = etag
         self._save()
 
     def forget(self) -> None:
@@ -77,7 +80,7 @@ class State:
         if self._path is None:
             return
         value = {"format": "aa-upload", "version": 1, **self._identity, "upload_id": self.upload_id,
-                 "completed_parts": self.parts, "part_etags": self.etags}
+                 "completed_parts": sorted(self.etags), "part_etags": [self.etags[number] for number in sorted(self.etags)]}
         temporary = self._path.with_name(self._path.name + ".tmp")
         temporary.write_text(json.dumps(value) + "\n")
         os.replace(temporary, self._path)
@@ -98,9 +101,11 @@ def upload(writer: Writer, key: str, content: Content, params: dict[str, Any], p
             if head(connection, key) is not None:
                 return connection.retrying(lambda: writer.compare(key, content))
             state.begin(begin(connection, key, params))
-        else:
-            log.info("upload.resumed", f"'{connection.url(key)}' goes on after part {len(state.parts)}", key=key)
         try:
+            if resumed:
+                state.keep(_good_parts(connection, key, content, part_bytes, state))
+                log.info("upload.resumed", f"'{connection.url(key)}' goes on: {len(state.etags)} parts are there", key=key,
+                         parts=sorted(state.etags))
             put = _send(writer, key, content, part_bytes, state)
         except NotFound:  # the upload is gone: completed by a try that was killed before it knew, or cleaned up
             if head(connection, key) is not None:
@@ -108,7 +113,7 @@ def upload(writer: Writer, key: str, content: Content, params: dict[str, Any], p
             else:
                 state.begin(begin(connection, key, params))
                 put = _send(writer, key, content, part_bytes, state)
-    except NetworkError:
+    except (NetworkError, Expired):
         if path is None:
             _give_up(connection, key, state)
         raise
@@ -124,7 +129,7 @@ def upload(writer: Writer, key: str, content: Content, params: dict[str, Any], p
 def _send(writer: Writer, key: str, content: Content, part_bytes: int, state: State) -> Put:
     connection, upload_id = writer.connection, str(state.upload_id)
     count = max(1, math.ceil(content.size / part_bytes))
-    for number in range(len(state.parts) + 1, count + 1):
+    for number in sorted(set(range(1, count + 1)).difference(state.etags)):
         offset = (number - 1) * part_bytes
         state.add(number, send_part(connection, key, upload_id, number, content, offset,
                                     min(part_bytes, content.size - offset)))
@@ -133,13 +138,45 @@ def _send(writer: Writer, key: str, content: Content, part_bytes: int, state: St
     if not create_only and head(connection, key) is not None:
         return connection.retrying(lambda: writer.compare(key, content))
     try:
-        complete(connection, key, upload_id, state.parts, state.etags, create_only)
+        complete(connection, key, upload_id, state.etags, create_only)
     except Refused:
         return connection.retrying(lambda: writer.compare(key, content))
     made = head(connection, key)  # some stores name another ETag in the answer than they keep
     if made is None:
         raise NetworkError(f"'{connection.url(key)}' was completed and is not there", hint="run again")
     return Put(made.etag, made.version, True)
+
+
+def _good_parts(connection: Connection, key: str, content: Content, part_bytes: int, state: State) -> dict[int, str]:
+    """The ETag of each part that the store has as we would send it now; NotFound if it does not know the upload.
+
+    An ETag tells by being the part's MD5, or, where ETags are no MD5, by being the one that the store gave us for it.
+    """
+    good: dict[int, str] = {}
+    try:
+        for number, size, etag in _listed(connection, key, str(state.upload_id)):
+            offset = (number - 1) * part_bytes
+            length = min(part_bytes, content.size - offset)
+            if length > 0 and (etag == content.md5(offset, length).hexdigest() or (size, etag) == (length, state.etags.get(number))):
+                good[number] = etag
+    except NotFound:
+        raise
+    except Failed as error:
+        log.warning("upload.parts", f"the store does not say which parts of '{connection.url(key)}' it has, so all are sent again: {error.msg}")
+        return {}
+    return good
+
+
+def _listed(connection: Connection, key: str, upload_id: str) -> Iterator[tuple[int, int, str]]:
+    """(number, size, etag) of every part of an upload that has arrived."""
+    place: dict[str, int] = {}
+    while True:
+        page = connection.safely("list_parts", f"list the parts of '{connection.url(key)}'", Key=key, UploadId=upload_id, **place)
+        for found in page.get("Parts", ()):
+            yield found["PartNumber"], found.get("Size", 0), etag_of(found)
+        if not page.get("IsTruncated"):
+            return
+        place = {"PartNumberMarker": page["NextPartNumberMarker"]}
 
 
 def begin(connection: Connection, key: str, params: dict[str, Any]) -> str:
@@ -177,11 +214,10 @@ def send_part(connection: Connection, key: str, upload_id: str, number: int, con
     return connection.retrying(attempt)
 
 
-def complete(connection: Connection, key: str, upload_id: str, parts: list[int], etags: list[str],
-             create_only: bool) -> None:
-    """Make the parts one object; Refused if the name is taken and the store honours If-None-Match here."""
+def complete(connection: Connection, key: str, upload_id: str, etags: dict[int, str], create_only: bool) -> None:
+    """Make the parts one object, by number; Refused if the name is taken and the store honours If-None-Match here."""
     condition = {"IfNoneMatch": "*"} if create_only else {}
-    listed = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in zip(parts, etags)]
+    listed = [{"PartNumber": number, "ETag": f'"{etags[number]}"'} for number in sorted(etags)]
     connection.safely("complete_multipart_upload", f"complete '{connection.url(key)}'", Key=key, UploadId=upload_id,
                       MultipartUpload={"Parts": listed}, **condition)
 
@@ -197,6 +233,17 @@ def abort(connection: Connection, key: str, upload_id: Optional[str]) -> None:
     except ArchiverError as error:
         log.warning("upload.orphan", f"the parts of '{connection.url(key)}' are left behind: {error.msg}",
                     hint="they cost money until the upload is aborted", upload_id=upload_id)
+
+
+def abort_staged(connection: Connection, path: Path) -> None:
+    """Give up the upload of which `path` is the state file, if it is one, and of this bucket."""
+    try:
+        found = json.loads(path.read_bytes())
+        bucket, key, upload_id = found["bucket"], found["key"], found["upload_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no upload in parts was begun, or nothing says which: --cleanup finds it in the bucket
+    if bucket == connection.s3.bucket:
+        abort(connection, key, upload_id)
 
 
 def unfinished(connection: Connection, prefix: str) -> Iterator[tuple[str, str, Any]]:

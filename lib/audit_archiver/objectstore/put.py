@@ -154,7 +154,7 @@ class Writer:
         upload_id = multipart.begin(self.connection, key, {"ContentType": "text/plain", **self.object_params(False)})
         try:
             etag = multipart.send_part(self.connection, key, upload_id, 1, Content(PROBE_BODIES[1]), 0, 1)
-            multipart.complete(self.connection, key, upload_id, [1], [etag], create_only=True)
+            multipart.complete(self.connection, key, upload_id, {1: etag}, create_only=True)
         except Refused:
             multipart.abort(self.connection, key, upload_id)
             return True
