@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from audit_archiver import exits
-from audit_archiver.catalogue import cleanup, evidence, staged
+from audit_archiver.catalogue import evidence, staged
 from audit_archiver.catalogue.recover import Recoverer, recover_database
 from audit_archiver.formats import names
 from audit_archiver.postgres import connect, witness
 from tests.ground import tables
-from tests.ground.by_hand import ByHand
+from tests.ground.by_hand import ByHand, dump
 from tests.ground.held import Holder, plan
 from tests.ground.postgres import Cluster
 from tests.ground.wait import until
@@ -349,15 +349,48 @@ def test_staging_of_a_recorded_batch_is_removed(hand: ByHand) -> None:
     assert not place.exists()
 
 
-@pytest.mark.req("REQ-NET-007")
-def test_cleanup_gives_up_uploads_in_parts_that_nobody_completes(hand: ByHand, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.req("REQ-NET-007", "T57")
+def test_parts_that_a_dead_run_sent_are_given_up_with_its_staging(hand: ByHand, bucket: Any) -> None:
+    with Holder(hand.path) as holder:
+        data = holder.select(plan(hand.settings, "audit_logs", cutoff=CUTOFF, limit=100)).out
+        line = holder.stage("aa-serialize", data).lines[0]
+    key = line["serialized"]["stem"] + names.DATA
+    begun, other = (bucket.client.create_multipart_upload(Bucket=bucket.name, Key=key)["UploadId"] for _ in range(2))
+    state = {"format": "aa-upload", "version": 1, "bucket": bucket.name, "key": key, "upload_id": begun, "completed_parts": [], "part_etags": []}
+    (Path(line["serialized"]["dir"]) / "upload.json").write_text(json.dumps(state))
+    assert hand.recover().lines[0]["databases"][0]["forgotten"] == [line["serialized"]["dir"]]
+    left = bucket.client.list_multipart_uploads(Bucket=bucket.name)["Uploads"]
+    assert [each["UploadId"] for each in left] == [other], "what nobody here knows of waits for --cleanup"
+
+
+@pytest.mark.req("REQ-NET-008", "REQ-NET-009", "T57")
+def test_a_kept_batch_can_be_finished_after_days_and_goes_when_its_time_is_over(hand: ByHand, db: Any, bucket: Any, config_file: Any,
+                                                                               a_day_later: None) -> None:
+    fallback = str(hand.path.parent / "fallback")
+    away = config_file(db, bucket, s3={"endpoint": "http://127.0.0.1:9", "retries": 0, "local_fallback_dir": fallback})
+    week, at_once = (config_file(db, bucket, s3={"local_fallback_dir": fallback, "local_fallback_retention_days": days}) for days in (7, 0))
+    for line in hand.export(upto="aa-serialize"):
+        assert hand.run("aa-upload", ["-c", str(away)], dump([line])).rc == exits.NETWORK
+    first, second, third = sorted(Path(fallback).rglob("batch.json"))
+    assert hand.recover("-c", str(week)).lines[0]["databases"][0]["forgotten"] == []
+
+    data = first.read_bytes()
+    for stage in ("aa-upload", "aa-verify", "aa-delete", "aa-record"):
+        data = hand.must(stage, ["-c", str(week)], data).out
+    assert (db.scalar("SELECT count(*) FROM audit_logs"), first.exists()) == (ROWS - 100, False)
+
+    assert hand.recover("-c", str(at_once)).lines[0]["databases"][0]["forgotten"] == [str(second.parent), str(third.parent)]
+    assert not second.exists() and db.scalar("SELECT count(*) FROM audit_logs") == ROWS - 100
+
+
+@pytest.mark.req("REQ-NET-006", "REQ-NET-007")
+def test_cleanup_gives_up_uploads_in_parts_that_nobody_completes(hand: ByHand, db: Any, bucket: Any, config_file: Any) -> None:
     tables_dir = names.table_dir("archives/", hand.db.name, "public", "audit_logs")
     hand.export("--limit", "10")
     for key in (tables_dir + "big.jsonl.gz", "elsewhere/big.jsonl.gz"):
         bucket.client.create_multipart_upload(Bucket=bucket.name, Key=key)
-    monkeypatch.setattr(cleanup, "UPLOAD_OLDER_THAN", datetime.timedelta(days=36500))
-    assert hand.recover("--cleanup").lines[0]["databases"][0]["uploads_given_up"] == []
-    monkeypatch.undo()  # moto says of every upload that it was begun in 2010
+    patient = config_file(db, bucket, s3={"multipart_timeout_hours": 1_000_000})  # moto says of every upload that it was begun in 2010
+    assert hand.recover("--cleanup", "-c", str(patient)).lines[0]["databases"][0]["uploads_given_up"] == []
     assert hand.recover("--cleanup").lines[0]["databases"][0]["uploads_given_up"] == [tables_dir + "big.jsonl.gz"]
     left = bucket.client.list_multipart_uploads(Bucket=bucket.name).get("Uploads", [])
     assert [each["Key"] for each in left] == ["elsewhere/big.jsonl.gz"]

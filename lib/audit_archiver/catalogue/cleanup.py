@@ -16,7 +16,6 @@ from audit_archiver.formats import names, schema
 from audit_archiver.objectstore.client import Store
 
 ABANDONED_FOR = datetime.timedelta(hours=1)
-UPLOAD_OLDER_THAN = datetime.timedelta(hours=24)
 
 _OBJECTS = (names.DATA, names.METADATA, names.KEYS)
 
@@ -30,8 +29,11 @@ class Cleaned:
     kept: list[str] = field(default_factory=list)
 
 
-def clean(store: Store, database: str, tables: Optional[Sequence[tuple[str, str]]], *, dry_run: bool) -> Cleaned:
-    """Remove what may go below a database's prefix, or below those of `tables`; with `dry_run` only name it."""
+def clean(store: Store, database: str, tables: Optional[Sequence[tuple[str, str]]], *, upload_hours: float, dry_run: bool) -> Cleaned:
+    """Remove what may go below a database's prefix, or below those of `tables`; with `dry_run` only name it.
+
+    An upload in parts that was begun `upload_hours` ago and is not completed is given up (REQ-NET-006).
+    """
     done, now = Cleaned(), datetime.datetime.now(datetime.timezone.utc)
     places = leftovers.table_dirs(store, database) if tables is None else [
         names.table_dir(store.prefix, database, *table) for table in tables]
@@ -40,7 +42,7 @@ def clean(store: Store, database: str, tables: Optional[Sequence[tuple[str, str]
             if batch.abandoned and not batch.recorded and batch.suffixes.intersection(_OBJECTS):
                 _clean_batch(store, batch, now, done, dry_run)
         for key, upload_id, begun in store.unfinished_uploads(place):
-            if now - begun >= UPLOAD_OLDER_THAN:
+            if now - begun >= datetime.timedelta(hours=upload_hours):
                 done.uploads.append(key)
                 if not dry_run:
                     store.abort_upload(key, upload_id)

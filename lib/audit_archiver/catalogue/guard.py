@@ -49,7 +49,7 @@ class Guard:
         batch, title = line["batch"], batches.name(line["batch"])
         database = self._require_ours(line)
         batches.require_fresh(line)
-        scope = self._scope(database, batch)
+        scope = self._scope(database, line)
         if self._settled(line, scope):
             return None
         scope.require_free(line)
@@ -116,12 +116,12 @@ class Guard:
                               hint="use the configuration it was uploaded with", at=self._config.s3.at)
         return database
 
-    def _scope(self, database: Database, batch: dict[str, Any]) -> Scope:
+    def _scope(self, database: Database, line: dict[str, Any]) -> Scope:
         """The lock scope of a batch, locked and recovered."""
         if database.name not in self._scopes:
-            self._scopes[database.name] = Scope(self._config, self._store, self._staging, database, batch["run"])
+            self._scopes[database.name] = Scope(self._config, self._store, self._staging, database, line["batch"]["run"])
         scope = self._scopes[database.name]
-        scope.enter(batch)
+        scope.enter(line)
         return scope
 
     def _settled(self, line: dict[str, Any], scope: Scope) -> bool:
@@ -129,7 +129,7 @@ class Guard:
         stem, title = line["serialized"]["stem"], batches.name(line["batch"])
         if self._store.head(stem + names.ABANDONED) is not None:
             raise Mismatch(f"{title} was abandoned by recovery, so it cannot be deleted", detail=f"'{stem}{names.ABANDONED}' says why",
-                           hint="its rows are in the table: select them again")
+                           hint="those of its rows that are in the table can be selected again")
         if self._store.head(stem + names.COMMIT) is None:
             if not runs.is_open(self._store, line["batch"]["database"], line["batch"]["run"]):
                 raise Mismatch(f"{title} belongs to run '{line['batch']['run']}', which has ended", hint="select its rows again")
@@ -196,8 +196,10 @@ class Scope:
         self.holds: list[Hold] = []
         self.control = connect.connect(database, purpose="control", run=run)
 
-    def enter(self, batch: dict[str, Any]) -> None:
-        """Take K1 and prove with K2 that nobody is at work, then recover; once per scope."""
+    def enter(self, line: dict[str, Any]) -> None:
+        """Take K1 and prove with K2 that nobody is at work, then recover; once per scope. A batch whose own transaction is gone, and
+        whose rows are in the table unchanged, is left to this delete."""
+        batch = line["batch"]
         table = (batch["schema"], batch["table"]) if self._config.locking.scope == "table" else None
         if table in self._recovered:
             return
@@ -205,7 +207,8 @@ class Scope:
             oids = None if table is None else [self._oid(table)]
             locks.take(self.control, oids, self._title)
             self._recovered[table] = recover_database(self._config, self._store, self._database, self.control, self._run,
-                                                      None if table is None else [table], staging=self._staging)
+                                                      None if table is None else [table], staging=self._staging,
+                                                      in_hand=line["serialized"]["stem"])
             self.holds = holds.current(self._store, self._database.name)
         except BaseException:
             self.control.close()

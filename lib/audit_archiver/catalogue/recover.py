@@ -15,7 +15,7 @@ from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from audit_archiver import log
 from audit_archiver.catalogue import carry_out, evidence, holds, leftovers, owner, rewound, rollbacks, runs, staged
-from audit_archiver.catalogue.decide import ABANDON, HOLD, RECORD, STOP, WAIT, Decision, decide
+from audit_archiver.catalogue.decide import ABANDON, COMMITTED, EQUAL, HOLD, RECORD, STOP, WAIT, Decision, decide
 from audit_archiver.catalogue.evidence import Case
 from audit_archiver.config.model import Config, Database
 from audit_archiver.exits import ArchiverError, ConfigError, LockHeld
@@ -73,17 +73,20 @@ class Outcome:
 
 def recover_database(config: Config, store: Store, database: Database, control: connect.Connection, run: Optional[str] = None,
                      tables: Optional[Sequence[TableName]] = None, *, idle: bool = False, staging: Optional[Path] = None,
-                     dry_run: bool = False, decisions: Optional[Mapping[str, str]] = None, adopt: bool = False) -> Outcome:
+                     dry_run: bool = False, decisions: Optional[Mapping[str, str]] = None, adopt: bool = False,
+                     in_hand: Optional[str] = None) -> Outcome:
     """Decide about everything that interrupted runs left of `database`, and carry it out.
 
     `control` holds K1. `run` is the caller's own run, which is not ended; `idle`: no stage of it is alive, so that what it
     exported without a holder is not waited for. `tables` limits it to these tables, where
     the lock's scope is a table; None is the whole database. `staging` is swept too, if given. `dry_run` only says what
     it would do. `decisions` are a person's, by the last part of the batch's stem: "record" or "abandon". `adopt`: this server
-    has taken the place of the one that the bucket knows. Raises ConfigError for another's prefix or run, LockHeld if
+    has taken the place of the one that the bucket knows. `in_hand` is the stem of a batch that the caller is about to delete: it is
+    not abandoned for being in the table unchanged. Raises ConfigError for another's prefix or run, LockHeld if
     somebody is at work after all, Rewound, and the errors of the store and the connection.
     """
-    return Recovery(config, store, database, control, run, tables, idle, staging, dry_run, decisions or {}, adopt).all()
+    return Recovery(config, store, database, control, run, tables, idle, staging, dry_run, decisions or {}, adopt,
+                    in_hand).all()
 
 
 class Recoverer:
@@ -132,11 +135,11 @@ class Recovery:
 
     def __init__(self, config: Config, store: Store, database: Database, control: connect.Connection, run: Optional[str],
                  tables: Optional[Sequence[TableName]], idle: bool, staging: Optional[Path], dry_run: bool,
-                 decisions: Mapping[str, str], adopt: bool) -> None:
+                 decisions: Mapping[str, str], adopt: bool, in_hand: Optional[str]) -> None:
         self._config, self._store, self._database, self._control = config, store, database, control
         self._run, self._tables, self._staging, self._dry = run, tables, staging, dry_run
         self._dead = run if idle else None
-        self._decisions, self._adopt = dict(decisions), adopt
+        self._decisions, self._adopt, self._in_hand = dict(decisions), adopt, in_hand
         self._here = witness.place(control)
         self._hands = carry_out.Hands(store, self._here, staging)
         self._outcome = Outcome()
@@ -158,11 +161,15 @@ class Recovery:
         self._end_runs(known.open)
         self._outcome.rollbacks = {table: words for table, words in rollbacks.words(self._store, self._database.name).items()
                                    if self._tables is None or table in self._tables}
-        if self._staging is not None:
-            scope = None if self._tables is None else set(self._tables)
-            self._outcome.forgotten = staged.sweep(self._store, self._staging, self._database.name, self._here.now,
-                                                   tables=scope, run=self._run, dead=self._dead, dry_run=self._dry)
+        self._sweep(self._staging, None)
+        self._sweep(self._config.s3.local_fallback_dir, self._config.s3.local_fallback_retention_days)
         return self._outcome
+
+    def _sweep(self, root: Optional[Path], kept_days: Optional[float]) -> None:
+        if root is not None:
+            self._outcome.forgotten += staged.sweep(
+                self._store, root, self._database.name, self._here.now, tables=None if self._tables is None else set(self._tables),
+                run=self._run, dead=self._dead, kept_days=kept_days, dry_run=self._dry)
 
     def _table_dirs(self) -> list[str]:
         if self._tables is None:
@@ -205,6 +212,9 @@ class Recovery:
         if decision.verdict == STOP:
             raise LockHeld(f"{case.title} cannot be decided: its transaction {case.xid} is in progress: "
                            f"{witness.works_under(self._control, str(case.xid))}", hint="wait until it has ended, or end it")
+        if leftover.stem == self._in_hand and case.evidence.content == EQUAL and case.evidence.transaction != COMMITTED:
+            self._unsettled.add(case.run)
+            return
         decision = self._wished(leftover, case, decision)
         if self._dry:
             log.info("recover.would", f"{decision.verdict} {case.title} of {leftover.day}: {decision.why}", **_fields(case, decision))

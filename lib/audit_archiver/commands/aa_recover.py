@@ -48,7 +48,7 @@ def build_parser() -> cli.Parser:
                              "upgraded): decide its batches by the keys here, and own its tables from now on")
     parser.add_argument("--cleanup", action="store_true",
                         help="also remove the objects of batches that were abandoned more than an hour ago, and uploads in parts "
-                             "that were begun more than 24 hours ago; the evidence stays")
+                             "that were begun more than s3.multipart_timeout_hours ago (24); the evidence stays")
     parser.add_argument("--output", choices=("text", "json"),
                         help="form of the report on stdout (default: text on a terminal, json elsewhere)")
     return parser
@@ -97,7 +97,9 @@ def _recover(command: Command, settings: Config, store: Store, database: Databas
             locks.take(control, None, f"database '{database.name}'")
         outcome = recover_database(settings, store, database, control, None, chosen, staging=staging, dry_run=args.dry_run,
                                    decisions=decisions, adopt=args.adopt)
-        cleaned = cleanup.clean(store, database.name, chosen, dry_run=args.dry_run) if args.cleanup else cleanup.Cleaned()
+        cleaned = cleanup.Cleaned()
+        if args.cleanup:
+            cleaned = cleanup.clean(store, database.name, chosen, upload_hours=settings.s3.multipart_timeout_hours, dry_run=args.dry_run)
     finally:
         control.close()
     for verdict in outcome.verdicts:

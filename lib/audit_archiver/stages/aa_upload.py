@@ -24,7 +24,7 @@ from audit_archiver.formats import names, schema
 from audit_archiver.objectstore.beside import Beside
 from audit_archiver.objectstore.client import Store, open_store
 from audit_archiver.objectstore.content import Put
-from audit_archiver.objectstore.errors import NameTaken
+from audit_archiver.objectstore.errors import Expired, NameTaken
 from audit_archiver.objectstore.multipart import STATE
 
 GZIP, JSON = "application/gzip", "application/json"
@@ -55,7 +55,7 @@ def run(command: cli.Command) -> int:
         except NameTaken as error:
             error.retry = command.holder is not None  # the holder begins the batch again under the next number
             raise
-        except NetworkError as error:
+        except (NetworkError, Expired) as error:
             if settings.s3.local_fallback_dir is not None:
                 error.hint = set_aside(line, settings.s3.local_fallback_dir)
             raise
@@ -178,10 +178,8 @@ def set_aside(line: dict[str, Any], fallback: Path) -> str:
         log.warning("upload.kept", f"cannot keep {batches.name(line['batch'])} in '{new}': {error.strerror or error}", dir=old)
         return f"the batch is still in '{old}'"
     log.warning("upload.kept", f"{batches.name(line['batch'])} was kept in '{new}'", dir=new)
-    if line["batch"]["txn"] is not None:  # the transaction that locked its rows is gone: aa-delete would refuse it
-        return f"its rows are in the table and the next run archives them again; a copy is in '{new}', for you to remove"
-    return (f"the batch waits in '{new}': send it with 'aa-upload {new}/batch.json' before the next run, which otherwise "
-            "selects its rows again")
+    return (f"the batch waits in '{new}': 'aa-upload {new}/batch.json | aa-verify | aa-delete | aa-record' finishes it, and so does the next "
+            "run, which selects its rows anew")
 
 
 def _staged_file(path: Path) -> Path:
