@@ -108,6 +108,12 @@ class ResourceError(ArchiverError):
     code = RESOURCE
 
 
+class NoConnectionFree(ResourceError):
+    """The server has no connection to give now; somebody else may end one soon."""
+
+    retry = True
+
+
 class NetworkError(ArchiverError):
     """PostgreSQL or the object store cannot be reached, or the connection broke."""
 

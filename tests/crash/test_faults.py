@@ -135,6 +135,19 @@ def test_a_commit_whose_answer_is_lost_is_found_out(own: TestDatabase, make: Mak
         scene.must_be_whole()
 
 
+@pytest.mark.req("REQ-ERR-003", "REQ-REL-002", "REQ-REL-007")
+def test_a_server_that_has_no_connection_free_for_a_moment_is_asked_again(make: Make) -> None:
+    scene = make(s3={"retry_base_s": 4})
+    scene.db.admin(f"ALTER DATABASE {scene.db.name} CONNECTION LIMIT 0")
+    child, place = scene.spawn_command(ARCHIVE)
+    try:
+        until(lambda: "pipeline.retry" in (place / "err").read_text(), "the first attempt has failed")
+    finally:
+        scene.db.admin(f"ALTER DATABASE {scene.db.name} CONNECTION LIMIT -1")
+    assert child.wait(60) == exits.OK, trouble((place / "err").read_text())
+    scene.must_be_whole()
+
+
 def _up_again(scene: Scene) -> None:
     scene.db.close()
     scene.db.cluster.up()

@@ -5,9 +5,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
+
 from audit_archiver.config.model import S3, Config, Database
 from audit_archiver.driver import database_run, pipeline
-from audit_archiver.exits import Failed
+from audit_archiver.exits import (
+    ArchiverError,
+    ConfigError,
+    Failed,
+    LockHeld,
+    NetworkError,
+    NoConnectionFree,
+    PermissionDenied,
+    ResourceError,
+    Retryable,
+)
 from audit_archiver.holder.notes import JobNotes, key_of
 from audit_archiver.holder.session import Standing
 
@@ -52,3 +64,17 @@ def test_a_table_where_every_row_fails_is_given_up_after_ten() -> None:
     error = made.notes[KEY].error
     assert len(made.left) == database_run.LEAVE_MOST == 10
     assert error is not None and error.code == 2 and not error.retry and "given up" in str(error)
+
+
+@pytest.mark.req("REQ-ERR-003", "REQ-ERR-006")
+@pytest.mark.parametrize("failure", [NetworkError("the store answered SlowDown"), NoConnectionFree("too many clients"), Retryable("a deadlock")])
+def test_what_can_pass_is_tried_three_times_in_all(failure: ArchiverError) -> None:
+    made = part()
+    assert [made._again(failure, None, []) for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.req("REQ-ERR-004")
+@pytest.mark.parametrize("failure", [ConfigError("no table"), PermissionDenied("not yours"), ResourceError("disk full"), LockHeld("a run")])
+def test_what_cannot_pass_is_not_tried_again(failure: ArchiverError) -> None:
+    assert part()._again(failure, None, []) is False
+    assert part()._again(failure, KEY, []) is False

@@ -24,7 +24,7 @@ from audit_archiver.driver import children, late, pipeline
 from audit_archiver.driver.aa_txn import holder_environment, places
 from audit_archiver.driver.children import Child
 from audit_archiver.driver.room import Room
-from audit_archiver.exits import ArchiverError, Failed, LockHeld
+from audit_archiver.exits import CONFIG, PERMISSION, RESOURCE, ArchiverError, Failed, LockHeld
 from audit_archiver.holder.notes import JobKey, JobNotes, key_of
 from audit_archiver.holder.operations import Operations
 from audit_archiver.holder.server import Server
@@ -229,7 +229,7 @@ class DatabaseRun:
 
     def _again(self, failure: ArchiverError, blamed: Optional[JobKey], key_texts: list[str]) -> bool:
         """Decide what follows a failed pipeline; True to start it again."""
-        if isinstance(failure, LockHeld) or failure.code in (3, 5, 6):
+        if isinstance(failure, LockHeld) or failure.code in (CONFIG, PERMISSION) or failure.code == RESOURCE and not failure.retry:
             return False
         notes = self.notes.get(blamed) if blamed else None
         misses = self._misses[blamed] = self._misses.get(blamed, 0) + 1
@@ -268,8 +268,7 @@ class DatabaseRun:
 
     def _pause(self, misses: int) -> None:
         """Exponential backoff, ended early by a signal (REQ-ERR-005)."""
-        s3 = self.settings.s3
-        deadline = time.monotonic() + min(s3.retry_max_s, s3.retry_base_s ** misses)
+        deadline = time.monotonic() + self.settings.s3.pause_s(misses)
         while time.monotonic() < deadline and not self._signals.count:
             time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
 

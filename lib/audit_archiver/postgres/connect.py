@@ -164,7 +164,7 @@ def errors(database: Optional[Database] = None) -> Iterator[None]:
 _CLASSES = {
     "42501": exits.PermissionDenied, "28000": exits.PermissionDenied, "28P01": exits.PermissionDenied,
     "55P03": exits.Retryable, "40001": exits.Retryable, "40P01": exits.Retryable, "57014": exits.Retryable,
-    "3D000": exits.ConfigError, "25006": exits.ConfigError,
+    "3D000": exits.ConfigError, "25006": exits.ConfigError, "53300": exits.NoConnectionFree,
     "25P03": exits.NetworkError, "25P04": exits.NetworkError,
     "57P01": exits.NetworkError, "57P02": exits.NetworkError, "57P03": exits.NetworkError, "57P05": exits.NetworkError,
 }
@@ -203,7 +203,7 @@ def _without_state(error: psycopg2.Error, database: Optional[Database]) -> exits
         if "does not exist" in said and "database" in said:
             return exits.ConfigError(f"cannot connect to database {where}: {said}", at=database.at)
         if "too many" in said or "remaining connection slots" in said:
-            return exits.ResourceError(f"cannot connect to database {where}: {said}", at=database.at, hint=_HINTS["53300"])
+            return exits.NoConnectionFree(f"cannot connect to database {where}: {said}", at=database.at, hint=_HINTS["53300"])
         if "starting up" in said or "shutting down" in said or "recovery" in said:
             return exits.NetworkError(f"cannot connect to database {where}: {said}", at=database.at)
         return exits.PermissionDenied(f"cannot connect to database {where}: {said}", at=database.at,
