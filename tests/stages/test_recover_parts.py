@@ -383,6 +383,36 @@ def test_a_kept_batch_can_be_finished_after_days_and_goes_when_its_time_is_over(
     assert not second.exists() and db.scalar("SELECT count(*) FROM audit_logs") == ROWS - 100
 
 
+@pytest.mark.req("REQ-NET-009", "T38")
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["in order", "the other way round"])
+@pytest.mark.parametrize("status", ["aborted", "unknown"])
+def test_of_two_kept_batches_with_the_same_rows_the_second_that_is_sent_deletes_nothing_and_is_never_recorded(
+        hand: ByHand, db: Any, bucket: Any, config_file: Any, monkeypatch: Any, order: tuple[int, int], status: str) -> None:
+    """Two attempts of one run, set aside while the store was away; after a failover nobody knows what became of their transactions."""
+    fallback = hand.path.parent / "fallback"
+    away = config_file(db, bucket, s3={"endpoint": "http://127.0.0.1:9", "retries": 0, "local_fallback_dir": str(fallback)})
+    for _ in range(2):
+        another_second(hand)
+        with Holder(hand.path) as holder:
+            data = holder.select(plan(hand.settings, "audit_logs", cutoff=CUTOFF, limit=100)).out
+            data = holder.stage("aa-serialize", data).out
+        assert hand.run("aa-upload", ["-c", str(away)], data).rc == exits.NETWORK
+    kept = sorted(fallback.rglob("batch.json"))
+    monkeypatch.setattr(witness, "status", lambda *_: status)
+
+    first_kept, second_kept = (kept[place] for place in order)
+    first = hand.must("aa-verify", stdin=hand.must("aa-upload", [str(first_kept)]).out).lines[0]
+    hand.record(hand.delete([first]).lines)
+    another_second(hand)
+    sent = hand.must("aa-verify", stdin=hand.must("aa-upload", [str(second_kept)]).out).lines[0]
+    refused = hand.delete([sent])
+
+    assert refused.rc == exits.FAILED and "was abandoned by recovery" in refused.log[-1]["msg"]
+    assert (hand.states(first), hand.states(sent)) == (["commit", "intent_1"], ["abandoned"])
+    assert hand.read(sent, names.ABANDONED)["evidence"]["accounted"] == 100
+    assert hand.db.scalar("SELECT count(*) FROM audit_logs") == ROWS - 100
+
+
 @pytest.mark.req("REQ-NET-006", "REQ-NET-007")
 def test_cleanup_gives_up_uploads_in_parts_that_nobody_completes(hand: ByHand, db: Any, bucket: Any, config_file: Any) -> None:
     tables_dir = names.table_dir("archives/", hand.db.name, "public", "audit_logs")

@@ -194,14 +194,19 @@ def _overtaken(store: Store, case: Case, key_texts: list[bytes]) -> int:
     """How many of its rows lie, with the same content, in recorded batches that were begun after it: all, if every one that it can have taken.
 
     Recovery comes before each selection and would have recorded it, so whoever selected its rows later proves that its transaction
-    took none, whatever the server says: its stages slept, and sent it when the rows were archived already.
+    took none, whatever the server says: its stages slept, and sent it when the rows were archived already. So does a batch that was begun
+    before it and recorded after: both were kept aside, and sent by hand the other way round.
     """
     assert case.line is not None
     left_out = set(case.intent.get("left_out", ())) if case.intent else set()
     wanted = {text: place for place, text in enumerate(key_texts) if place not in left_out}
-    taken, own = len(wanted), None
-    for line, archived in _recorded(store, case.line["batch"], lambda other: bool(wanted) and other.begun >= case.leftover.begun
-                                    and other.stem != case.leftover.stem):
+    taken, own, selected_at = len(wanted), None, _time(case.line["batch"]["archived_at"])
+
+    def later(other: leftovers.Leftover) -> bool:
+        recorded_later = other.modified is not None and other.modified > selected_at
+        return bool(wanted) and other.stem != case.leftover.stem and (other.begun >= case.leftover.begun or recorded_later)
+
+    for line, archived in _recorded(store, case.line["batch"], later):
         if wanted.keys().isdisjoint(archived.values()):
             continue
         try:
