@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -215,6 +216,37 @@ def test_a_token_that_expires_in_the_middle_of_a_run_deletes_nothing_more(make: 
     assert 100 <= recorded <= OLD
     faulty.fault = None
     assert scene.go().rc == 0
+    scene.must_be_whole()
+
+
+@pytest.mark.req("T25", "REQ-REL-002", "REQ-REL-007")
+def test_a_token_that_is_renewed_in_its_file_in_the_middle_of_a_run_is_no_failure(make: Make, faulty: FaultyS3, tmp_path: Path) -> None:
+    scene = make(**through(faulty))
+    renewed = tmp_path / "renewed.yaml"
+    renewed.touch(mode=0o600)
+    renewed.write_text(re.sub(r"  access_key_id: .*\n  secret_access_key: .*", "  profile: archive", scene.path.read_text()))
+    tokens = [f"token-{number}" for number in range(3)]  # each good until a batch is recorded
+
+    def write(token: str) -> None:
+        keys = f"aws_access_key_id = AKIA\naws_secret_access_key = s\naws_session_token = {token}\n"
+        (tmp_path / "credentials.new").write_text(f"[archive]\n{keys}")
+        os.replace(tmp_path / "credentials.new", tmp_path / "credentials")
+
+    def demands_the_newest(request: Request, forward: Forward) -> Answer:
+        if request.headers.get("x-amz-security-token") != tokens[0]:
+            return error(400, "ExpiredToken", "The provided token has expired.")
+        answer = forward(request)
+        if request.method == "PUT" and request.key.endswith("_commit.json") and len(tokens) > 1:
+            write(tokens[1])
+            tokens.pop(0)
+        return answer
+
+    write(tokens[0])
+    faulty.fault = demands_the_newest
+    result = scene.go(f"export AWS_SHARED_CREDENTIALS_FILE={tmp_path}/credentials; {ARCHIVE} -c {renewed}")
+    assert result.rc == exits.OK, trouble(result.err)
+    assert len(tokens) == 1 and '"s3.credentials"' in result.err
+    faulty.fault = None
     scene.must_be_whole()
 
 

@@ -193,6 +193,22 @@ def test_slow_down_is_a_pause_and_fewer_requests_and_no_failure(bucket: Bucket, 
     assert len(waited) > before, "the requests that follow are spread"
 
 
+@pytest.mark.req("REQ-NET-011", "REQ-NET-012")
+def test_a_configured_rate_spreads_requests_and_bytes_before_they_are_refused(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Store(settings(bucket, rate_limit_requests_per_second=0.1, rate_limit_mb_per_second=0.1))
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for number in range(5):
+        assert opened.head(f"{KEY}-{number}") is None
+    assert len(waited) >= 4 and max(waited) > 30, "a second's worth is a tenth of a request, and nobody waited in truth"
+    del waited[:]
+    opened.put_new(KEY, noise(MIB))
+    assert max(waited) > 9
+    del waited[:]
+    assert len(opened.get_bytes(KEY)) == MIB
+    assert max(waited) > 9
+
+
 @pytest.mark.req("REQ-ERR-006")
 def test_tries_do_not_multiply_where_one_request_leads_to_another(bucket: Bucket, store: FaultyS3) -> None:
     opened = open_faulty(bucket, store)

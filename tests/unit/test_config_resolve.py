@@ -84,7 +84,9 @@ def test_the_shortest_configuration_has_the_documented_defaults(tmp_path: Path) 
 def test_the_defaults_of_the_model_are_those_of_the_schema() -> None:
     same = {config.S3: ("s3", ("encryption", "kms_key_id", "addressing_style", "multipart_threshold_mb",
                                "multipart_part_mb", "compression_level", "verify", "retries", "retry_base_s",
-                               "retry_max_s", "connect_timeout_s", "read_timeout_s")),
+                               "retry_max_s", "connect_timeout_s", "read_timeout_s", "multipart_timeout_hours",
+                               "local_fallback_retention_days", "rate_limit_requests_per_second", "rate_limit_mb_per_second",
+                               "circuit_breaker_failures", "circuit_breaker_reset_s")),
             config.Locking: ("locking", ("enabled", "backend", "mode", "scope", "lock_timeout_minutes")),
             config.Observability: ("observability", ("log_level", "log_format")),
             config.Table: ("table", ("schema", "retention_days", "safety_buffer_days", "batch_size", "critical",
@@ -366,3 +368,11 @@ def test_a_configuration_finds_its_databases_and_tables_by_name(tmp_path: Path) 
     database = found.database("prod")
     assert database is found.databases[0] and found.database("other") is None
     assert database.table("public", "audit_logs") is database.tables[0] and database.table("audit", "audit_logs") is None
+
+
+def test_what_is_said_of_the_network_arrives(tmp_path: Path) -> None:
+    keys = {"multipart_timeout_hours": 48, "local_fallback_retention_days": 14, "rate_limit_requests_per_second": 100,
+            "rate_limit_mb_per_second": 20, "circuit_breaker_failures": 5, "circuit_breaker_reset_s": 30}
+    said = "".join(f"\n  {key}: {value}" for key, value in keys.items())
+    found = configs.load(tmp_path, configs.SOUND.replace("bucket: audit-archives", f"bucket: audit-archives{said}", 1)).s3
+    assert {key: getattr(found, key) for key in keys} == keys
