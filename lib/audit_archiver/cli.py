@@ -27,6 +27,7 @@ from audit_archiver.exits import ArchiverError, ConfigError, Failed, NetworkErro
 from audit_archiver.holder import client as holder_client
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+YES = ("y", "yes")
 RESOURCE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFBIG)
 
 
@@ -84,6 +85,13 @@ class Command:
             inputs.append(self.stdin if name == "-" else name)
         self._source = lines.Source(inputs, self.sink.stream)
         return self._source
+
+
+def agreed(question: str, stdin: TextIO, stderr: TextIO) -> bool:
+    """Ask a person; anything but y or yes, the end of the input too, is a no."""
+    stderr.write(f"{question} [y/N] ")
+    stderr.flush()
+    return stdin.readline().strip().lower() in YES
 
 
 def at_least_one(argument: str) -> int:
