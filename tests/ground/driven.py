@@ -11,7 +11,7 @@ import datetime
 import json
 import secrets
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from audit_archiver import config
 from audit_archiver.formats import schema
@@ -38,20 +38,20 @@ def logs(db: Any, table: str = "public.audit_logs", *, old: int = 350, young: in
 
 
 class Driven:
-    """Runs of aa-archive with one configuration."""
+    """Runs of aa-archive with one configuration; `env` is what it takes from the environment."""
 
-    def __init__(self, db: Any, bucket: Any, path: Path) -> None:
-        self.db, self.bucket, self.path = db, bucket, path
-        self.settings = config.load(str(path), {})
+    def __init__(self, db: Any, bucket: Any, path: Path, env: Optional[Mapping[str, str]] = None) -> None:
+        self.db, self.bucket, self.path, self.env = db, bucket, path, dict(env or {})
+        self.settings = config.load(str(path), self.env)
         self.archive = Archive(bucket.client, bucket.name)
 
     def run(self, *argv: Any, **more: Any) -> Result:
         """One run, forked, without a terminal."""
-        return run_forked("aa-archive", ["-c", self.path, *argv], **more)
+        return run_forked("aa-archive", ["-c", self.path, *argv], **{**more, "env": {**self.env, **more.get("env", {})}})
 
     def spawn(self, *argv: Any, **more: Any) -> Child:
         """One run that is looked at while it works."""
-        return spawn("aa-archive", ["-c", self.path, *argv], **more)
+        return spawn("aa-archive", ["-c", self.path, *argv], **{**more, "env": {**self.env, **more.get("env", {})}})
 
     def ran(self, *argv: Any, **more: Any) -> dict[str, Any]:
         """One run that must end well; its report."""

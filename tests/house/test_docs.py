@@ -134,7 +134,7 @@ def test_the_keys_that_are_said_to_be_not_used_are_those_that_warn() -> None:
     said = {(section, key.name) for section, node in reference.sections() for key in reference.keys(section, node)
             if key.meaning.startswith("Not used")}
     warn = {(path[0], path[1]) for path, _ in rules.COMFORT} | {("databases", key) for key, _ in rules.COMFORT_OF_A_DATABASE}
-    assert said == warn | {("", "notifications"), ("tables", "classification"), ("locking", "redis_url_env")}
+    assert said == warn | {("", "notifications"), ("tables", "classification")}
 
 
 @pytest.mark.parametrize("tool", ["man", "checks", "reference"])

@@ -18,11 +18,11 @@ from tests.ground.run import ROOT, module, module_name, names, written
 
 LIB = ROOT / "lib" / "audit_archiver"
 FIRST = ("exits", "log", "lines", "points", "__init__")
-ORDER = ("formats", "config", "postgres", "objectstore", "holder", "catalogue", "preflight", "restore", "validate", "query", "selftest", "cli",
-         "stages", "commands", "driver")
+ORDER = ("formats", "config", "postgres", "locking", "objectstore", "holder", "catalogue", "preflight", "restore", "validate", "query",
+         "selftest", "cli", "stages", "commands", "driver")
 RANK = {**{part: 0 for part in FIRST}, **{part: rank for rank, part in enumerate(ORDER, 1)}}
 IMPORTERS = {
-    "jsonschema": {"formats/schema.py"}, "yaml": {"config"}, "psycopg2": {"postgres"},
+    "jsonschema": {"formats/schema.py"}, "yaml": {"config"}, "psycopg2": {"postgres"}, "redis": {"locking/redis_locks.py"},
     "boto3": {"objectstore"}, "botocore": {"objectstore"}, "pythonjsonlogger": {"log.py"}, "isal": {"formats/members.py"},
 }
 APPARMOR = {

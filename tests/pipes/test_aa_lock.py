@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,15 @@ def test_our_own_commands_inside_exit_4_and_say_why(hand: ByHand) -> None:
     assert hand.db.scalar("SELECT count(*) FROM audit_logs") == 100
 
 
+@pytest.mark.req("REQ-LOCK-014")
+def test_a_guarded_delete_that_has_ended_keeps_nobody_out_not_even_for_a_moment(hand: ByHand) -> None:
+    for _ in range(3):
+        line = hand.export("--limit", "10")[0]
+        assert hand.delete([line]).rc == 0
+        assert hand.db.admin("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = "
+                             "(SELECT oid FROM pg_database WHERE datname = current_database())") == [(0,)]
+
+
 def test_a_command_that_cannot_be_started_is_a_usage_error(hand: ByHand) -> None:
     missing = run_forked("aa-lock", ["--", "/nonexistent/command"], env=hand.env)
     assert missing.rc == exits.CONFIG and "/nonexistent/command" in missing.err
@@ -158,8 +168,9 @@ def test_show_names_the_session_since_when_and_whether_that_is_too_long(db: Any,
     assert (found["pid"], found["overdue"], found["age_s"] < 600) == (pid, False, True)
     impatient = dataclasses.replace(hand.settings, locking=dataclasses.replace(hand.settings.locking, lock_timeout_minutes=0))
     looked = aa_lock.look(impatient, impatient.databases[0], None)["holders"][0]
-    assert looked["overdue"] is True
-    assert aa_lock.shown(db.name, looked).endswith(" - longer than locking.lock_timeout_minutes")
+    assert looked["overdue"] is looked["stale"] is True and looked["token"] > 0
+    assert re.search(rf", token {looked['token']}, heartbeat \d+ s ago\) - stale: ", aa_lock.shown(db.name, looked))
+    assert aa_lock.shown(db.name, {**looked, "stale": False}).endswith(" - longer than locking.lock_timeout_minutes")
     made.close()
 
 

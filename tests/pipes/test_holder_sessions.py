@@ -22,6 +22,11 @@ from tests.pipes.conftest import rows_left
 ROWS = 40
 
 
+def token(control: connect.Connection) -> int:
+    """The fencing token of the lock that is held on `control`."""
+    return int(connect.scalar(control, "SELECT split_part(current_setting('application_name'), ' #', 2)"))
+
+
 # -- K1 and K2
 
 @pytest.mark.req("REQ-LOCK-011", "REQ-SCH-002", "REQ-REL-005")
@@ -100,8 +105,8 @@ def test_a_driver_whose_lock_another_one_has_taken_deletes_nothing(holding, db):
 @pytest.mark.req("REQ-LOCK-015")
 def test_a_lost_control_connection_is_noticed_without_any_batch(holding, db, monkeypatch):
     monkeypatch.setattr(servers, "WATCH_EVERY_S", 0.02)
-    monkeypatch.setattr(servers, "HEARTBEAT_S", 0.02)
     holder = holding()
+    monkeypatch.setattr(holder.operations, "config", dataclasses.replace(holder.settings, locking=config.Locking(heartbeat_s=0.02)))
     holder.begun(plan(holder.settings, "audit_logs"))
     db.admin("SELECT pg_terminate_backend(%s)", (backends(db, "audit-archiver control%")[0][0],))
     assert until(lambda: holder.operations.failure, "the holder notices").code == 7
@@ -179,7 +184,7 @@ def test_recovery_runs_after_the_lock_and_before_the_first_batch(holding, db):
     seen: list[Any] = []
 
     def recover(database: Any, control: Any, wanted: Any) -> Standing:
-        seen.append((wanted, locks.still_held(control, control.info.backend_pid, None), backends(db, "audit-archiver batch%")))
+        seen.append((wanted, locks.still_held(control, control.info.backend_pid, token(control), None), backends(db, "audit-archiver batch%")))
         return Standing({})
 
     holder = holding(recover=recover)
@@ -211,7 +216,9 @@ def test_a_recovery_that_fails_lets_nothing_begin_and_frees_the_lock(holding, db
 def test_each_session_says_what_it_does_and_for_which_run(holding, db):
     holder = holding()
     holder.begun(plan(holder.settings, "audit_logs"))
-    assert [name for _, name, _ in backends(db)] == ["audit-archiver control 20251230T021545Z-4711", "audit-archiver batch 20251230T021545Z-4711"]
+    control = next(iter(holder.operations.sessions.values())).control
+    assert [name for _, name, _ in backends(db)] == [f"audit-archiver control 20251230T021545Z-4711 #{token(control)}",
+                                                     "audit-archiver watch 20251230T021545Z-4711", "audit-archiver batch 20251230T021545Z-4711"]
 
 
 SETTINGS = {
@@ -327,8 +334,8 @@ def _moves(db) -> bool:
 @pytest.mark.req("T35")
 def test_a_migration_that_waits_for_the_table_gets_it(holding, db, monkeypatch):
     monkeypatch.setattr(servers, "WATCH_EVERY_S", 0.05)
-    monkeypatch.setattr(servers, "DDL_WAIT_S", 0.2)
     holder = holding()
+    monkeypatch.setattr(holder.operations, "config", dataclasses.replace(holder.settings, locking=config.Locking(others_wait_s=0.2)))
     lines = holder.verified(plan(holder.settings, "audit_logs"))
     migrating = db.connect()
     done = threading.Thread(target=lambda: migrating.cursor().execute("ALTER TABLE audit_logs ADD COLUMN verdict text"), daemon=True)

@@ -15,7 +15,7 @@ from tests.unit import configs
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "contracts" / "config.v1"
-APPENDIX_ENV = {"PROD_DB_PASSWORD": "p1", "ANALYTICS_DB_PASSWORD": "p2"}
+APPENDIX_ENV = {"PROD_DB_PASSWORD": "p1", "ANALYTICS_DB_PASSWORD": "p2", "REDIS_URL": "redis://:p3@cache.example.com:6379/0"}
 DOCUMENT = ROOT / "docs" / "configuration.md"
 DOCUMENTED = re.findall(r"^```yaml\n(.*?)^```$", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("config-*.yaml"))
@@ -41,20 +41,18 @@ def test_an_invalid_fixture_is_refused_for_its_one_reason_at_its_line(path: Path
 
 
 @pytest.mark.req("REQ-CFG-001")
-def test_appendix_a_as_it_stands_is_refused_for_legal_holds_and_redis(tmp_path: Path) -> None:
+def test_appendix_a_as_it_stands_is_refused_for_legal_holds(tmp_path: Path) -> None:
     found = configs.refused(tmp_path, (FIXTURES / "invalid-appendix-a.yaml").read_text(), APPENDIX_ENV)
     assert found == [
-        "prod.yaml:64: the locking backend 'redis' does not work yet. write 'backend: postgres'",
         "prod.yaml:112: 'legal_holds' does not work yet, and rows under a hold would be deleted. write 'enabled: "
         "false' under 'legal_holds', and leave tables under a hold out of 'databases'"]
 
 
 @pytest.mark.req("REQ-CFG-001", "REQ-CFG-002", "REQ-TBL-001")
-def test_appendix_a_without_holds_and_redis_is_accepted_with_a_warning_for_each_comfort(tmp_path: Path) -> None:
+def test_appendix_a_without_holds_is_accepted_with_a_warning_for_each_comfort(tmp_path: Path) -> None:
     original = (FIXTURES / "invalid-appendix-a.yaml").read_text()
-    changed = original.replace("backend: redis ", "backend: postgres ") \
-        .replace("legal_holds:\n  enabled: true", "legal_holds:\n  enabled: false")
-    assert changed == (FIXTURES / "valid-appendix-a-without-holds-and-redis.yaml").read_text()
+    changed = original.replace("legal_holds:\n  enabled: true", "legal_holds:\n  enabled: false")
+    assert changed == (FIXTURES / "valid-appendix-a-without-holds.yaml").read_text()
     found = configs.load(tmp_path, changed, APPENDIX_ENV)
     assert [(db.name, [(table.name, table.retention_days, table.batch_size) for table in db.tables])
             for db in found.databases] == [
@@ -62,7 +60,10 @@ def test_appendix_a_without_holds_and_redis_is_accepted_with_a_warning_for_each_
         ("analytics_db", [("click_events", 30, 20000), ("session_logs", 60, 10000)])]
     assert found.s3.encryption == "SSE-S3" and found.compliance.enforce_encryption
     about = [re.search(r"'([a-z_.]+)'", warning).group(1) for warning in found.warnings]  # type: ignore[union-attr]
-    assert sorted(about) == ["classification", "locking.redis_url_env", "notifications", "observability.heartbeat_interval",
+    assert (found.locking.backend, found.locking.lock_timeout_minutes, found.locking.stale_s) == ("redis", 120, 14400)
+    assert found.locking.redis_url is not None and found.locking.redis_url.reveal() == APPENDIX_ENV["REDIS_URL"]
+    assert "p3" not in repr(found)
+    assert sorted(about) == ["classification", "notifications", "observability.heartbeat_interval",
                              "observability.log_file", "observability.prometheus_port", "read_replica",
                              "resources.max_disk_space_gb"]
 

@@ -118,9 +118,16 @@ def test_legal_holds_that_are_switched_off_say_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lines, says", [
     (("locking: {backend: redis, redis_url_env: REDIS_URL}",),
-     "prod.yaml:10: the locking backend 'redis' does not work yet. write 'backend: postgres'"),
-    (("locking:", "  backend: file"),
-     "prod.yaml:11: the locking backend 'file' does not work yet. write 'backend: postgres'"),
+     "prod.yaml:10: the environment variable 'REDIS_URL' is not set. 'locking.redis_url_env' takes the name of a variable, not the secret; "
+     "set it, in cron and systemd too"),
+    (("locking: {backend: redis}",), "prod.yaml:10: the locking backend 'redis' needs 'redis_url_env'. "
+                                     "write 'redis_url_env: REDIS_URL' under 'locking'"),
+    (("locking:", "  backend: file"), "prod.yaml:11: the locking backend 'file' needs 'lock_dir'. "
+                                      "write 'lock_dir: /srv/shared/locks' under 'locking'"),
+    (("locking: {heartbeat_s: 3601}",), "prod.yaml:10: 'locking.heartbeat_s' must be between 0.1 and 3600, "
+     "not 3601. Seconds between two heartbeats of a lock that is held"),
+    (("locking: {lock_timeout_minutes: 0.5}",), "prod.yaml:10: a lock times out after 30 s and is to be beaten every 30 s: a run that works "
+     "would seem dead. let 'lock_timeout_minutes' be at least twice as long as 'heartbeat_s'"),
     (("locking: {enabled: false}",), "prod.yaml:10: 'locking.enabled: false' would let two runs delete the same rows. "
                                      "remove the line, or write 'enabled: true'"),
     (("compliance: {enforce_encryption: true}",),
@@ -196,6 +203,7 @@ def test_verification_by_head_warns_and_is_refused_for_a_critical_table(tmp_path
                                                                "failing run prints"),
     (("notifications: {webhooks: [{url: 'https://x'}]}",), "'notifications' are not sent yet; cron mails what a "
                                                            "failing run prints"),
+    (("locking: {lock_dir: /srv/locks}",), "'locking.lock_dir' has no effect: the backend is postgres"),
     (("locking: {backend: postgres, redis_url_env: REDIS_URL}",), "'locking.redis_url_env' has no effect: the "
                                                                   "backend is postgres"),
     (("resources: {max_memory_mb: 400, max_row_mb: 200}",), "'resources.max_row_mb' 200 is lowered to 100, which fits "
@@ -286,7 +294,7 @@ def test_a_prefix_that_leaves_no_room_for_the_longest_key_is_refused_where_it_is
 # -- whatever is written, it is a configuration or an error in words
 
 
-WHOLE = Path(__file__).parents[1] / "contracts" / "config.v1" / "valid-appendix-a-without-holds-and-redis.yaml"
+WHOLE = Path(__file__).parents[1] / "contracts" / "config.v1" / "valid-appendix-a-without-holds.yaml"
 ODD: list[Any] = [None, [], {}, "", "x", 0, -1, 10**12, 0.5, True, [[]], ["x", "x"], {"x": None}, [None], [{}]]
 
 
@@ -300,7 +308,7 @@ def paths(value: Any, path: tuple = ()) -> Iterator[tuple]:
 
 def test_no_value_anywhere_makes_anything_but_a_configuration_or_a_configuration_error(tmp_path: Path) -> None:
     whole = yaml.safe_load(WHOLE.read_text())
-    env = {"PROD_DB_PASSWORD": "p", "ANALYTICS_DB_PASSWORD": "p"}
+    env = {"PROD_DB_PASSWORD": "p", "ANALYTICS_DB_PASSWORD": "p", "REDIS_URL": "redis://cache"}
     file, loaded, refused = tmp_path / "c.yaml", 0, 0
     file.touch(mode=0o600)
     for number, path in enumerate(paths(whole)):

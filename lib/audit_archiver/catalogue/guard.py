@@ -7,6 +7,7 @@ An intent with the transaction's id is in the bucket before the DELETE, so that 
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
 
@@ -20,11 +21,12 @@ from audit_archiver.formats import batch as batches
 from audit_archiver.formats import keys, names, schema
 from audit_archiver.formats.hold import Hold
 from audit_archiver.holder.commit import unasked
+from audit_archiver.locking.lock import Lock
 from audit_archiver.objectstore.client import Store
 from audit_archiver.objectstore.errors import NameTaken
 from audit_archiver.points import point
-from audit_archiver.postgres import connect, locks, partitions, witness
-from audit_archiver.postgres.guarded import Guarded
+from audit_archiver.postgres import connect, partitions, witness
+from audit_archiver.postgres.guarded import Guarded, InDoubt
 from audit_archiver.postgres.transaction import Transaction
 
 FULL, SUBSET = "FULL", "SUBSET"
@@ -46,10 +48,18 @@ class Guard:
         `allow_subset`, is there as it was archived or gone); ConfigError if a row of it is held, unless `force_rearchive`;
         LockHeld if another run holds the lock.
         """
-        batch, title = line["batch"], batches.name(line["batch"])
         database = self._require_ours(line)
         batches.require_fresh(line)
         scope = self._scope(database, line)
+        try:
+            return self._delete(line, scope, allow_subset, force_rearchive)
+        except InDoubt:
+            raise
+        except ArchiverError as error:  # whoever took over has ended our sessions: that is the reason of whatever failed then
+            raise scope.lock.stood_still() or error from None
+
+    def _delete(self, line: dict[str, Any], scope: Scope, allow_subset: bool, force_rearchive: bool) -> Optional[dict[str, Any]]:
+        batch, title = line["batch"], batches.name(line["batch"])
         if self._settled(line, scope):
             return None
         scope.require_free(line)
@@ -99,7 +109,7 @@ class Guard:
         return zip(key_texts, states)
 
     def close(self) -> None:
-        """End every connection; the server releases the locks."""
+        """Give the locks back and end every connection."""
         for scope in self._scopes.values():
             scope.close()
 
@@ -189,12 +199,17 @@ class Scope:
 
     def __init__(self, config: Config, store: Store, staging: Path, database: Database, run: str) -> None:
         self._config, self._store, self._staging, self._database, self._run = config, store, staging, database, run
-        self._title = f"database '{database.name}'"
         self._recovered: dict[Optional[TableName], Outcome] = {}
         self._guarded: dict[TableName, Guarded] = {}
         self._transaction: Optional[Transaction] = None
         self.holds: list[Hold] = []
+        self._running = contextlib.ExitStack()
         self.control = connect.connect(database, purpose="control", run=run)
+        try:
+            self.lock = Lock(config, database, self.control, run)
+        except BaseException:
+            self.control.close()
+            raise
 
     def enter(self, line: dict[str, Any]) -> None:
         """Take K1 and prove with K2 that nobody is at work, then recover; once per scope. A batch whose own transaction is gone, and
@@ -204,8 +219,9 @@ class Scope:
         if table in self._recovered:
             return
         try:
-            oids = None if table is None else [self._oid(table)]
-            locks.take(self.control, oids, self._title)
+            self.lock.take(None if table is None else {self._oid(table): ".".join(table)})
+            if not self._recovered:
+                self._running.enter_context(self.lock.beating())
             self._recovered[table] = recover_database(self._config, self._store, self._database, self.control, self._run,
                                                       None if table is None else [table], staging=self._staging,
                                                       in_hand=line["serialized"]["stem"])
@@ -223,7 +239,9 @@ class Scope:
                                                                 transaction_timeout_s=self._database.transaction_timeout_s))
             configured = partitions.configured(self.control, self._database, *table)
             scope = self._oid(table) if self._config.locking.scope == "table" else None
-            self._guarded[table] = Guarded(self.control, self._transaction, batch, scope, self._title, getattr(configured, "at", None))
+            self._guarded[table] = Guarded(self.control, self._transaction, batch, lambda connection: self.lock.enter(connection, scope),
+                                           lambda connection: self.lock.require(connection, scope, batches.name(batch)),
+                                           getattr(configured, "at", None))
         return self._guarded[table]
 
     def require_free(self, line: dict[str, Any]) -> None:
@@ -252,10 +270,11 @@ class Scope:
             return len(witness.Table(self.control, batch).present(key_texts))
 
     def close(self) -> None:
-        """End both connections."""
+        """End the transaction's connection, give the lock back and end the control connection."""
+        self._running.close()
         if self._transaction is not None:
             self._transaction.connection.close()
-        self.control.close()
+        self.lock.release()
 
     def _oid(self, table: TableName) -> int:
         found = connect.rows(self.control, "SELECT c.oid::bigint FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "

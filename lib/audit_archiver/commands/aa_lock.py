@@ -1,9 +1,9 @@
 """Run a command of somebody else's under the lock of a database or table, show who holds the lock, or break it.
 
 `aa-lock -- COMMAND` keeps every aa- command out of the database, or of the tables named, while COMMAND runs; it ends with
-COMMAND's exit code. The lock is a PostgreSQL advisory lock of a session: it cannot be left behind, since it ends with the
-session, and it cannot go stale, since the server frees it when the session is gone. The aa- commands take the lock
-themselves: inside aa-lock they exit 4 and say so. Reads and writes no table.
+COMMAND's exit code. The lock is a PostgreSQL advisory lock of a session, which the server frees when the session is gone,
+and with `locking.backend: redis` or `file` a record there too. The aa- commands take the lock themselves: inside aa-lock
+they exit 4 and say so. Reads and writes no table.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from audit_archiver import cli, config, exits, log
 from audit_archiver.cli import Command
 from audit_archiver.config.model import Config, Database, Table
 from audit_archiver.exits import ArchiverError, ConfigError, Failed, NetworkError
+from audit_archiver.locking.lock import Lock, backend, name
+from audit_archiver.locking.record import Record
 from audit_archiver.postgres import connect, lock_holders, locks
 from audit_archiver.preflight.plan import Selection, selected
 
 NAME = "aa-lock"
-HEARTBEAT_S = 30.0
 END_GRACE_S = 10.0
 
 Chosen = list[tuple[Database, Optional[list[Table]]]]
@@ -45,7 +46,8 @@ def build_parser() -> cli.Parser:
                         help="this table only, not the whole database; may be repeated")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--show", action="store_true", help="say who holds the lock, and since when")
-    what.add_argument("--break", action="store_true", dest="break_", help="end the sessions that hold the lock; asks on a terminal")
+    what.add_argument("--break", action="store_true", dest="break_",
+                      help="end the sessions that hold the lock and remove its records; asks on a terminal")
     parser.add_argument("--output", choices=("text", "json"),
                         help="form of what --show and --break write (default: text on a terminal, json elsewhere)")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments, after --")
@@ -63,32 +65,31 @@ def run(command: Command) -> int:
     found = selected(settings, Selection(databases=tuple(args.database), tables=tuple(args.table)))
     chosen: Chosen = [(database, tables if args.table else None) for database, tables in found]
     if argv:
-        return _run_locked(command, chosen, argv)
+        return _run_locked(command, settings, chosen, argv)
     if args.show:
         _tell(command, [look(settings, *each) for each in chosen])
         return exits.OK
     return _break(command, settings, chosen)
 
 
-def _run_locked(command: Command, chosen: Chosen, argv: list[str]) -> int:
-    taken: list[tuple[connect.Connection, Optional[list[int]]]] = []
+def _run_locked(command: Command, settings: Config, chosen: Chosen, argv: list[str]) -> int:
+    taken: list[Lock] = []
     try:
         for database, tables in chosen:
             control = connect.connect(database, purpose=locks.AA_LOCK)
-            what = f"database '{database.name}'"
             try:
-                oids = None if tables is None else [_oid(control, table) for table in tables]
-                locks.take(control, oids, what)
+                lock = Lock(settings, database, control)
+                lock.take(None if tables is None else {_oid(control, table): table.label for table in tables})
             except BaseException:
                 control.close()
                 raise
-            taken.append((control, oids))
-            log.info("lock.taken", f"{what if tables is None else ', '.join(table.label for table in tables)} is locked",
+            taken.append(lock)
+            log.info("lock.taken", f"{lock.title if tables is None else ', '.join(table.label for table in tables)} is locked",
                      database=database.name)
-        code = _Child(argv, command.env, [control for control, _ in taken]).wait()
+        code = _Child(argv, command.env, taken, settings.locking.heartbeat_s).wait()
     finally:
-        for control, oids in taken:
-            locks.release(control, oids)
+        for lock in taken:
+            lock.release()
     if code:
         log.error("lock.command", f"'{os.path.basename(argv[0])}' ended with {code}, which is its own exit code: the lock was held until then",
                   code=code)
@@ -98,8 +99,8 @@ def _run_locked(command: Command, chosen: Chosen, argv: list[str]) -> int:
 class _Child:
     """The command under the lock. Signals are passed on to it; it is ended if the lock is lost."""
 
-    def __init__(self, argv: list[str], env: Any, controls: list[connect.Connection]) -> None:
-        self._controls = controls
+    def __init__(self, argv: list[str], env: Any, locks: list[Lock], heartbeat_s: float) -> None:
+        self._locks, self._heartbeat_s = locks, heartbeat_s
         try:
             self._process = subprocess.Popen(argv, env=dict(env))
         except OSError as error:
@@ -114,16 +115,16 @@ class _Child:
         """The command's exit code, 128 + n if a signal ended it. Raises NetworkError if the lock was lost meanwhile."""
         poller = select.poll()
         poller.register(self._ended, select.POLLIN)
-        for control in self._controls:
-            poller.register(control.fileno(), select.POLLIN)
+        for lock in self._locks:
+            poller.register(lock.control.fileno(), select.POLLIN)
         try:
             while True:
-                ready = [descriptor for descriptor, _ in poller.poll(HEARTBEAT_S * 1000)]
+                ready = [descriptor for descriptor, _ in poller.poll(self._heartbeat_s * 1000)]
                 if self._ended in ready:
                     code = self._process.wait()
                     return 128 - code if code < 0 else code
-                for control in self._controls:
-                    connect.scalar(control, "SELECT 1")
+                for lock in self._locks:
+                    lock.beat()
         except ArchiverError as error:
             self._end()
             raise NetworkError(f"the lock was lost while the command ran: {error.msg}",
@@ -150,45 +151,66 @@ class _Child:
 
 
 def look(settings: Config, database: Database, tables: Optional[list[Table]]) -> dict[str, Any]:
-    """Who holds the keys of one database, as the report has it."""
+    """Who holds the keys of one database and the records of its locks, as the report has it."""
     control = connect.connect(database, purpose="show")
     try:
         found = _holders(control, tables)
     finally:
         control.close()
-    limit = settings.locking.lock_timeout_minutes * 60
-    return {"database": database.name, "holders": [{**each.as_json(), "words": each.words, "overdue": each.age_s > limit} for each in found]}
+    limit, stale = settings.locking.lock_timeout_minutes * 60, settings.locking.stale_s
+    return {"database": database.name, "backend": settings.locking.backend,
+            "holders": [{**each.as_json(), "words": each.words, "overdue": each.age_s > limit, "stale": (each.heartbeat_age_s or 0) > stale}
+                        for each in found],
+            "records": [{**each.as_json(), "words": each.words, "stale": each.heartbeat_age_s > stale}
+                        for each in _records(settings, database, tables)]}
+
+
+def _records(settings: Config, database: Database, tables: Optional[list[Table]]) -> list[Record]:
+    kept, whole = backend(settings), name(settings, database)
+    if kept is None:
+        return []
+    meant = {name(settings, database, table.label) for table in tables or ()}
+    return [each for each in kept.look(whole) if tables is None or each.name == whole or each.name in meant]
 
 
 def _break(command: Command, settings: Config, chosen: Chosen) -> int:
-    """End every session that holds a key; without it the server frees the lock and rolls its transaction back."""
+    """End every session that holds a key, without which the server frees the lock and rolls its transaction back; remove every record."""
     report = [look(settings, *each) for each in chosen]
-    names = [holder["words"] for each in report for holder in each["holders"]]
-    if names and sys.stdin is not None and sys.stdin.isatty() and command.stdin is not None and not _asked(names):
+    found = [each["words"] for part in report for each in part["holders"] + part["records"]]
+    question = "".join(f"{words}\n" for words in found) + _question(*(sum(len(each[kind]) for each in report) for kind in ("holders", "records")))
+    if found and sys.stdin is not None and sys.stdin.isatty() and command.stdin is not None and not cli.agreed(question, sys.stdin, sys.stderr):
         raise Failed("nothing was ended")
-    for each, (database, tables) in zip(report, chosen):
-        pids = [holder["pid"] for holder in each["holders"]]
-        control = connect.connect(database, purpose="break")
-        try:
-            ended: list[int] = []
-            for label in [None] if tables is None else [table.label for table in tables]:
-                ended += lock_holders.end(control, pids, label) if pids else []
-        finally:
-            control.close()
-        for holder in each["holders"]:
-            holder["ended"] = holder["pid"] in ended
-            if holder["ended"]:
-                log.warning("lock.broken", f"{database.name}: backend {holder['pid']} ('{holder['application']}') was ended; "
-                            "what it had not committed is rolled back", pid=holder["pid"])
+    for part, (database, tables) in zip(report, chosen):
+        _end_sessions(part["holders"], database, tables)
+        for record in part["records"]:
+            kept = backend(settings)
+            record["ended"] = kept is not None and kept.release(record["name"], record["token"])
+            if record["ended"]:
+                log.warning("lock.broken", f"{database.name}: the lock record '{record['name']}' was removed; its owner deletes nothing any more",
+                            token=record["token"])
     _tell(command, report)
     return exits.OK
 
 
-def _asked(names: list[str]) -> bool:
-    """One question on a terminal."""
-    sys.stderr.write("".join(f"{name}\n" for name in names) + f"end {len(names)} session{'s' if len(names) > 1 else ''}? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+def _end_sessions(holders: list[dict[str, Any]], database: Database, tables: Optional[list[Table]]) -> None:
+    pids = [holder["pid"] for holder in holders]
+    control = connect.connect(database, purpose="break")
+    try:
+        ended: list[int] = []
+        for label in [None] if tables is None else [table.label for table in tables]:
+            ended += lock_holders.end(control, pids, label) if pids else []
+    finally:
+        control.close()
+    for holder in holders:
+        holder["ended"] = holder["pid"] in ended
+        if holder["ended"]:
+            log.warning("lock.broken", f"{database.name}: backend {holder['pid']} ('{holder['application']}') was ended; "
+                        "what it had not committed is rolled back", pid=holder["pid"])
+
+
+def _question(sessions: int, records: int) -> str:
+    wanted = [f"end {sessions} session{'s' * (sessions > 1)}"] * bool(sessions) + [f"remove {records} record{'s' * (records > 1)}"] * bool(records)
+    return f"{' and '.join(wanted)}?"
 
 
 def _tell(command: Command, report: list[dict[str, Any]]) -> None:
@@ -196,19 +218,28 @@ def _tell(command: Command, report: list[dict[str, Any]]) -> None:
         return
     if not command.as_text:
         command.sink.emit({"format": "aa-lock", "version": 1, "databases": [
-            {**each, "holders": [{key: value for key, value in holder.items() if key != "words"} for holder in each["holders"]]}
-            for each in report]})
+            {**each, **{kind: [{key: value for key, value in one.items() if key != "words"} for one in each[kind]]
+                        for kind in ("holders", "records")}} for each in report]})
         return
     for each in report:
         lines = [shown(each["database"], holder) for holder in each["holders"]]
+        lines += [f"{each['database']}: record '{record['name']}' in {each['backend']}: {record['words']}{_mark(record)}"
+                  for record in each["records"]]
         command.sink.write("".join(f"{line}\n" for line in lines or [f"{each['database']}: not locked"]).encode())
 
 
 def shown(database: str, holder: dict[str, Any]) -> str:
     """The line of one session for a person."""
     place = f"{database}: " + (f"table {holder['table']} " if holder["table"] else "")
-    end = " - ended" if holder.get("ended") else " - longer than locking.lock_timeout_minutes" if holder["overdue"] else ""
-    return f"{place}{holder['words']}{end}"
+    return f"{place}{holder['words']}{_mark(holder)}"
+
+
+def _mark(found: dict[str, Any]) -> str:
+    if found.get("ended"):
+        return " - ended"
+    if found["stale"]:
+        return " - stale: the next run takes it over"
+    return " - longer than locking.lock_timeout_minutes" if found.get("overdue") else ""
 
 
 def _holders(control: connect.Connection, tables: Optional[list[Table]]) -> list[lock_holders.Holder]:

@@ -8,6 +8,7 @@ for cleaning up. A rerun finds nothing left to do. No row of a table is ever wri
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Optional, Sequence
 
 from audit_archiver import cli, config, exits, log
@@ -17,8 +18,9 @@ from audit_archiver.catalogue.recover import Verdict, recover_database
 from audit_archiver.cli import Command
 from audit_archiver.config.model import Config, Database, Table
 from audit_archiver.exits import ArchiverError, ConfigError, LockHeld
+from audit_archiver.locking.lock import Lock
 from audit_archiver.objectstore.client import Store, open_store
-from audit_archiver.postgres import connect, lock_holders, locks
+from audit_archiver.postgres import connect, lock_holders
 from audit_archiver.preflight.plan import Selection, selected
 
 NAME = "aa-recover"
@@ -89,19 +91,21 @@ def _recover(command: Command, settings: Config, store: Store, database: Databas
     chosen = None if tables is None else [(table.schema, table.name) for table in tables]
     staging = config.staging_root(settings, args.staging, command.env)
     control = connect.connect(database, purpose="recover")
-    try:
+    with contextlib.ExitStack() as ending:
+        ending.callback(control.close)
         if args.dry_run:
             connect.execute(control, "SET default_transaction_read_only = on")
             _require_nobody(control, database)
         else:
-            locks.take(control, None, f"database '{database.name}'")
+            lock = Lock(settings, database, control)
+            ending.callback(lock.release)
+            lock.take(None)
+            ending.enter_context(lock.beating())
         outcome = recover_database(settings, store, database, control, None, chosen, staging=staging, dry_run=args.dry_run,
                                    decisions=decisions, adopt=args.adopt)
         cleaned = cleanup.Cleaned()
         if args.cleanup:
             cleaned = cleanup.clean(store, database.name, chosen, upload_hours=settings.s3.multipart_timeout_hours, dry_run=args.dry_run)
-    finally:
-        control.close()
     for verdict in outcome.verdicts:
         if verdict.verdict == HOLD:
             log.error("recover.hold", f"{database.name}: {verdict.words}", **verdict.evidence, hint=_remedy(verdict))

@@ -8,6 +8,7 @@ is done. Killed at any point and run again, it goes on where it ended. Nothing i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -22,12 +23,13 @@ from audit_archiver.cli import Command
 from audit_archiver.config.model import Config, Database
 from audit_archiver.exits import ConfigError, Failed, LockHeld
 from audit_archiver.formats import names
+from audit_archiver.locking.lock import Lock
 from audit_archiver.objectstore.client import Store, open_store
-from audit_archiver.postgres import connect, lock_holders, locks, witness
+from audit_archiver.postgres import connect, lock_holders, witness
 from audit_archiver.restore import account, choose, differences, load
 from audit_archiver.restore import target as targets
 from audit_archiver.restore.account import Account
-from audit_archiver.restore.rolling_back import Lock, Part, late, part, roll_back
+from audit_archiver.restore.rolling_back import Fence, Part, late, part, roll_back
 
 NAME = "aa-rollback"
 WINDOW_HOURS = 24
@@ -67,7 +69,12 @@ def run(command: Command) -> int:
     database = _database(settings, args)
     store = open_store(settings, watch=command.sink.stream)
     control = connect.connect(database, purpose="rollback")
-    scope: Optional[list[int]] = None
+    try:
+        lock = Lock(settings, database, control)
+    except BaseException:
+        control.close()
+        raise
+    scope: Optional[dict[int, str]] = None
     try:
         tables = choose.tables(store, database.name, [args.table] if args.table else [])
         if args.dry_run:
@@ -75,22 +82,23 @@ def run(command: Command) -> int:
             _require_nobody(control, database)
         elif settings.locking.scope == "table":
             tables = [(each.schema, each.table) for each in _chosen(store, database, tables, args)]
-            scope = [oid for table in tables if (oid := targets.find(control, targets.Place(database, *table))) is not None]
+            scope = {oid: ".".join(table) for table in tables if (oid := targets.find(control, targets.Place(database, *table))) is not None}
         if not args.dry_run:
-            locks.take(control, scope, f"database '{database.name}'")
-        held = recover_database(settings, store, database, control, None, tables if scope is not None else None, dry_run=args.dry_run).held
-        parts = _chosen(store, database, tables, args)
-        _require_own(store, control, database, parts, held)
-        _require_young(control, parts, args)
-        if not args.dry_run and not _agreed(command, parts):
-            raise Failed("nothing was rolled back")
-        accounts = [_one(command, settings, store, control, each, scope is not None) for each in parts]
+            lock.take(scope)
+        with lock.beating() if not args.dry_run else contextlib.nullcontext():
+            held = recover_database(settings, store, database, control, None, tables if scope is not None else None, dry_run=args.dry_run).held
+            parts = _chosen(store, database, tables, args)
+            _require_own(store, control, database, parts, held)
+            _require_young(control, parts, args)
+            if not args.dry_run and not _agreed(command, parts):
+                raise Failed("nothing was rolled back")
+            accounts = [_one(command, settings, store, lock, each, scope is not None) for each in parts]
     finally:
-        locks.release(control, scope)
+        lock.release()
     return exits.combined(made.code for made in accounts)
 
 
-def _one(command: Command, settings: Config, store: Store, control: connect.Connection, wanted: Part, per_table: bool) -> Account:
+def _one(command: Command, settings: Config, store: Store, lock: Lock, wanted: Part, per_table: bool) -> Account:
     """Undo what is meant of one table, and say what came of it."""
     args = command.args
     database = _database(settings, args).name
@@ -99,8 +107,8 @@ def _one(command: Command, settings: Config, store: Store, control: connect.Conn
     made = Account(rollback, source, source, _asked(args), args.dry_run)
     if wanted.batches or wanted.begun is not None:
         place = targets.parse(None, settings, *source)
-        oid = targets.find(control, place) if per_table else None
-        roll_back(store, place, wanted, made, Lock(control, oid, place.title), silent=args.disable_triggers)
+        oid = targets.find(lock.control, place) if per_table else None
+        roll_back(store, place, wanted, made, Fence(lock, oid, place.title), silent=args.disable_triggers)
     made.end(store)
     _say(command, made)
     return made
@@ -173,9 +181,7 @@ def _agreed(command: Command, parts: Sequence[Part]) -> bool:
     if command.args.force or command.stdin is None or sys.stdin is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
     told = "".join(f"{each.schema}.{each.table}: {each.rows:,} rows of {len(each.batches):,} batches\n" for each in parts)
-    sys.stderr.write(f"{told}put them back? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return cli.agreed(f"{told}put them back?", sys.stdin, sys.stderr)
 
 
 def _asked(args: Any) -> dict[str, Any]:

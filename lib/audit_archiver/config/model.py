@@ -113,13 +113,27 @@ class S3:
 
 @dataclass(frozen=True)
 class Locking:
-    """Who may run beside whom: PostgreSQL advisory locks, per database or per table."""
+    """Who may run beside whom, per database or per table: PostgreSQL advisory locks, and on top of them Redis or files.
+
+    Also what a run does when it makes others wait. `redis_url` is there with backend redis, `lock_dir` with backend file.
+    """
 
     enabled: bool = True
     backend: str = "postgres"
     mode: str = "held"
     scope: str = "database"
     lock_timeout_minutes: float = 120
+    heartbeat_s: float = 30
+    when_others_wait: str = "warn"
+    others_wait_s: float = 5
+    held_warning_s: float = 300
+    redis_url: Optional[Secret] = None
+    lock_dir: Optional[Path] = None
+
+    @property
+    def stale_s(self) -> float:
+        """Seconds without a heartbeat after which a lock is stale (REQ-LOCK-016)."""
+        return 2 * self.lock_timeout_minutes * 60
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def resolve(tree: Tree, env: Mapping[str, str]) -> Config:
     databases = tuple(_database(tree, ("databases", number), env)
                       for number in range(len(tree.get(("databases",), []))))
     compliance = _compliance(tree)
-    resources = _resources(tree)
+    resources, locking = _resources(tree), _locking(tree, env)
     tree.raise_problems()
     return Config(
         path=tree.path, s3=s3, databases=databases, staging_dir=_directory(tree, ("staging_dir",), env),
@@ -34,7 +34,7 @@ def resolve(tree: Tree, env: Mapping[str, str]) -> Config:
         parallel_databases=_value(tree, ("defaults", "parallel_databases")),
         max_parallel_databases=int(_value(tree, ("defaults", "max_parallel_databases"))), roundtrip=_value(tree, ("roundtrip",)),
         restore_watermark=_value(tree, ("restore_watermark", "storage_type")) if _value(tree, ("restore_watermark", "enabled")) else None,
-        locking=_section(tree, "locking", Locking), resources=resources,
+        locking=locking, resources=resources,
         observability=_section(tree, "observability", Observability), compliance=compliance,
         warnings=tuple(dict.fromkeys(tree.warnings)))
 
@@ -59,6 +59,13 @@ def default(path: KeyPath) -> Any:
 def _section(tree: Tree, name: str, kind: Any) -> Any:
     """An object of `kind` whose fields are the keys of a section."""
     return kind(**{field: _value(tree, (name, field)) for field in kind.__dataclass_fields__})
+
+
+def _locking(tree: Tree, env: Mapping[str, str]) -> Locking:
+    plain = {key: _value(tree, ("locking", key)) for key in (
+        "enabled", "backend", "mode", "scope", "lock_timeout_minutes", "heartbeat_s", "when_others_wait", "others_wait_s", "held_warning_s")}
+    url = credentials.choose(tree, ("locking",), "redis_url", env) if plain["backend"] == "redis" else None
+    return Locking(redis_url=_secret(url), lock_dir=_directory(tree, ("locking", "lock_dir"), env), **plain)
 
 
 def _resources(tree: Tree) -> Resources:

@@ -48,14 +48,19 @@ def _legal_holds(tree: Tree) -> None:
 
 def _locking(tree: Tree) -> None:
     backend = tree.get(("locking", "backend"))
-    if backend in ("redis", "file"):
-        tree.refuse(("locking", "backend"), f"the locking backend '{backend}' does not work yet",
-                    "write 'backend: postgres'")
+    for wanted, key, example in (("redis", "redis_url_env", "REDIS_URL"), ("file", "lock_dir", "/srv/shared/locks")):
+        if backend == wanted and tree.get(("locking", key)) is None:
+            tree.refuse(("locking", "backend"), f"the locking backend '{wanted}' needs '{key}'", f"write '{key}: {example}' under 'locking'")
+        elif backend != wanted and tree.get(("locking", key)) is not None:
+            tree.warn(("locking", key), f"'locking.{key}' has no effect: the backend is {backend or 'postgres'}")
+    timeout, beat = tree.get(("locking", "lock_timeout_minutes"), 120), tree.get(("locking", "heartbeat_s"), 30)
+    if timeout * 60 < 2 * beat:
+        path = ("locking", "heartbeat_s" if tree.get(("locking", "heartbeat_s")) is not None else "lock_timeout_minutes")
+        tree.refuse(path, f"a lock times out after {timeout * 60:g} s and is to be beaten every {beat:g} s: a run that works would seem dead",
+                    "let 'lock_timeout_minutes' be at least twice as long as 'heartbeat_s'")
     if tree.get(("locking", "enabled")) is False:
         tree.refuse(("locking", "enabled"), "'locking.enabled: false' would let two runs delete the same rows",
                     "remove the line, or write 'enabled: true'")
-    if tree.get(("locking", "redis_url_env")) is not None and backend != "redis":
-        tree.warn(("locking", "redis_url_env"), "'locking.redis_url_env' has no effect: the backend is postgres")
 
 
 def _classifications(tree: Tree) -> None:

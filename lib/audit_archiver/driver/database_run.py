@@ -25,6 +25,7 @@ from audit_archiver.driver.aa_txn import holder_environment, places
 from audit_archiver.driver.children import Child
 from audit_archiver.driver.room import Room
 from audit_archiver.exits import CONFIG, PERMISSION, RESOURCE, ArchiverError, Failed, LockHeld
+from audit_archiver.holder.contention import GaveWay
 from audit_archiver.holder.notes import JobKey, JobNotes, key_of
 from audit_archiver.holder.operations import Operations
 from audit_archiver.holder.server import Server
@@ -116,7 +117,8 @@ class DatabaseRun:
             session = DatabaseSession(self.settings, self.database, self.run, self._recover)
             operations.sessions[self.database.name] = session
             point("archive.recovered")
-            todo = self._todo(session)
+            with session.lock.beating():
+                todo = self._todo(session)
             env = {**holder_environment(self._env, self.settings, server), "AA_RUN": self.run}
             feed = self._start(processes, env)
             record = Record(env, self._flags)
@@ -130,8 +132,7 @@ class DatabaseRun:
                 self.timings[stage] = self.timings.get(stage, 0.0) + seconds
             return failure or record_failure, operations.failed_job, operations.failed_keys
         except ArchiverError as error:
-            operations.fail(error)
-            return error, None, []
+            return operations.fail(error), None, []
         finally:
             children.end(processes)
             if record is not None:
@@ -145,7 +146,8 @@ class DatabaseRun:
         try:
             session = DatabaseSession(self.settings, self.database, self.run, self._recover)
             try:
-                todo = [job for job in self._todo(session) if "refused" not in job and self._may_begin(session, job)]
+                with session.lock.beating():
+                    todo = [job for job in self._todo(session) if "refused" not in job and self._may_begin(session, job)]
             finally:
                 session.close()
             if not todo:
@@ -229,7 +231,7 @@ class DatabaseRun:
 
     def _again(self, failure: ArchiverError, blamed: Optional[JobKey], key_texts: list[str]) -> bool:
         """Decide what follows a failed pipeline; True to start it again."""
-        if isinstance(failure, LockHeld) or failure.code in (CONFIG, PERMISSION) or failure.code == RESOURCE and not failure.retry:
+        if isinstance(failure, (LockHeld, GaveWay)) or failure.code in (CONFIG, PERMISSION) or failure.code == RESOURCE and not failure.retry:
             return False
         notes = self.notes.get(blamed) if blamed else None
         misses = self._misses[blamed] = self._misses.get(blamed, 0) + 1

@@ -66,8 +66,7 @@ def run(processes: Sequence[Child], operations: Operations, server: Server, sign
         if _commit_all(output.fileno(), operations, signals, pass_on, tick, watch):
             failure = _settle(processes, operations, server)
     except ArchiverError as error:
-        failure = error
-        operations.fail(error)
+        failure = operations.fail(error)
     except BrokenPipeError:
         failure = Failed("the reader of the output is gone")
         failure.code = exits.READER_GONE

@@ -14,9 +14,9 @@ import threading
 import time
 from typing import Any, Iterator, Optional
 
-from audit_archiver import exits
+from audit_archiver import exits, log
 from audit_archiver.config.model import Config
-from audit_archiver.exits import ArchiverError, ConfigError, Failed, LockHeld, Mismatch
+from audit_archiver.exits import ArchiverError, ConfigError, Failed, Mismatch
 from audit_archiver.formats import schema
 from audit_archiver.holder.batch import Batch, describe, name_left
 from audit_archiver.holder.notes import JobKey, JobNotes, key_of
@@ -45,7 +45,7 @@ class Operations:
         self._opening = threading.Lock()
         self._taken = 0
         self._alone = False
-        self.draining = False
+        self.draining = self.paused = False
         self.seconds: dict[str, float] = {}
 
     # -- operations of the protocol
@@ -119,9 +119,7 @@ class Operations:
         with self._at_work(handle, "copied") as batch, self._fatal(batch):
             batch.require_verified(line, self.name)
             point("holder.delete.before")
-            if not batch.session.lock_is_ours(batch.transaction, batch.plan):
-                raise LockHeld(f"{batch.title}: our control session no longer holds the lock, so nothing is deleted",
-                               hint="another run may have taken it; run again")
+            batch.session.lock.require(batch.transaction.connection, batch.plan.scope_oid, batch.title)
             assert batch.locked is not None
             deleted_at = batch.transaction.delete(batch.locked.rows, batch.locked.keys_sha256)
             batch.line, batch.deleted = line, {"at": deleted_at, "verdict": "FULL", "rows": batch.locked.rows}
@@ -162,11 +160,14 @@ class Operations:
 
     # -- used by the server and by the one who commits
 
-    def fail(self, error: ArchiverError, batch: Optional[Batch] = None) -> None:
+    def fail(self, error: ArchiverError, batch: Optional[Batch] = None) -> ArchiverError:
         """The pipeline has failed: from here on nothing commits; open transactions are cancelled and rolled back.
 
-        `batch` is the one to blame, if any; its job and, if it is one row, its key are kept for the next attempt.
+        `batch` is the one to blame, if any; its job and, if it is one row, its key are kept for the next attempt. Returns
+        why: where we have stood still for too long, that is the reason of everything that went wrong after it.
         """
+        stood_still = next(filter(None, (session.lock.stood_still() for session in list(self.sessions.values()))), None)
+        error, batch = (error, batch) if stood_still is None else (stood_still, None)
         with self.changed:
             if self.failure is None:
                 self.failure = error
@@ -176,19 +177,30 @@ class Operations:
                         self.failed_keys = [json.dumps(batch.locked.first[1:], ensure_ascii=False, separators=(",", ":"))[1:-1]]
             open_batches = list(self.batches.values())
             self.changed.notify_all()
-        for batch in open_batches:
-            if batch.busy.acquire(blocking=False):
+        for each in open_batches:
+            if each.busy.acquire(blocking=False):
                 try:
-                    self._drop(batch)
+                    self._drop(each)
                 finally:
-                    batch.busy.release()
+                    each.busy.release()
             else:
-                batch.transaction.cancel()
+                each.transaction.cancel()
+        return error
 
     def drain(self) -> None:
         """Let batches in flight finish and begin no others."""
         with self.changed:
             self.draining = True
+            self.changed.notify_all()
+
+    def pause(self, wanted: bool) -> None:
+        """Let batches in flight go on and begin no others, until it is taken back."""
+        with self.changed:
+            if wanted and not self.paused:
+                log.info("run.paused", "no batch begins, since others wait for rows of ours")
+            if self.paused and not wanted:
+                log.info("run.resumed", "nobody waits for rows of ours any more, and batches begin again")
+            self.paused = wanted
             self.changed.notify_all()
 
     @property
@@ -259,7 +271,7 @@ class Operations:
         A table with foreign keys waits until it is alone (S3).
         """
         with self.changed:
-            while self.failure is None and not self.draining and not self._place_is_free(plan):
+            while self.failure is None and not self.draining and (self.paused or not self._place_is_free(plan)):
                 self.changed.wait()
             if self.failure is not None:
                 raise Failed(f"the run was stopped: {self.failure.msg}")

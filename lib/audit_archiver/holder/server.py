@@ -14,20 +14,19 @@ import socket
 import tempfile
 import threading
 import time
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 from audit_archiver import exits, log
 from audit_archiver.exits import ArchiverError, ConfigError, Failed, Retryable
 from audit_archiver.holder.batch import Batch
 from audit_archiver.holder.callers import Caller, refusal, same_user
+from audit_archiver.holder.contention import Contention
 from audit_archiver.holder.operations import Operations
-from audit_archiver.postgres import connect
+from audit_archiver.holder.session import DatabaseSession
 
 SOCKET_PATH_BYTES = 107
 WATCH_EVERY_S = 1.0
 THREADS_END_S = 1.0
-HEARTBEAT_S = 30.0
-DDL_WAIT_S = 5.0
 DELETE_HELLO_S = 60.0
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 _NEEDED = ("aa-select", "aa-delete")
@@ -59,7 +58,8 @@ class Server:
         self._news = threading.Event()
         self._threads = [threading.Thread(target=self._accept, name="accept", daemon=True),
                          threading.Thread(target=self._watch_clients, name="clients", daemon=True),
-                         threading.Thread(target=self._watch_transactions, name="watchdog", daemon=True)]
+                         threading.Thread(target=self._watch_transactions, name="watchdog", daemon=True),
+                         threading.Thread(target=self._beat, name="heartbeat", daemon=True)]
 
     def serve(self) -> None:
         """Begin; who has called since the socket was made, waits for this."""
@@ -244,28 +244,43 @@ class Server:
             self._closing.wait(0.01)  # its thread is about to read it
 
     def _watch_transactions(self) -> None:
-        """End transactions that are too old, give way to DDL that waits for us, keep the control connections alive (S6, T35)."""
+        """End transactions that are too old, give way to DDL that waits for us (S6, T35)."""
         warned: set[str] = set()
-        beat = time.monotonic()
         blamed: Optional[Batch] = None
+        contention: dict[str, Contention] = {}
         while not self._closing.wait(WATCH_EVERY_S):
             try:
+                sessions = list(self.operations.sessions.values())
+                for session in sessions:
+                    session.lock.require_awake()
                 for batch in self.operations.open_batches():
                     blamed = batch
                     self._end_old(batch, warned)
                     blamed = None
-                    self._give_way(batch)
-                if time.monotonic() - beat >= HEARTBEAT_S:
-                    beat = time.monotonic()
-                    for session in list(self.operations.sessions.values()):
-                        connect.scalar(session.control, "SELECT 1")
+                    self._require_delete(batch)
+                self._look_who_waits(sessions, contention)
             except ArchiverError as error:
                 if not self._closing.is_set():
                     self.operations.fail(error, blamed)
                 return
 
+    def _beat(self) -> None:
+        """Keep the locks alive, in a thread of its own: the control connection may have to wait, and the watchdog must not."""
+        beaten = time.monotonic()
+        while not self._closing.wait(WATCH_EVERY_S):
+            if time.monotonic() - beaten < self.operations.config.locking.heartbeat_s:
+                continue
+            beaten = time.monotonic()
+            try:
+                for session in list(self.operations.sessions.values()):
+                    session.lock.beat()
+            except ArchiverError as error:
+                if not self._closing.is_set():
+                    self.operations.fail(error)
+                return
+
     def _end_old(self, batch: Batch, warned: set[str]) -> None:
-        """Warn at half of the transaction's time and end it at its end (REQ-TXN-009, 010).
+        """Warn at half of the transaction's time, or at held_warning_s, and end it at its end (REQ-TXN-009, 010, REQ-LOCK-008).
 
         PostgreSQL ends an idle transaction itself, but no statement whose rows nobody takes from it.
         """
@@ -273,18 +288,26 @@ class Server:
         if limit and age > limit:
             raise Retryable(f"{batch.title} is rolled back: its transaction is {age:.0f} s old and the limit is {limit:.0f} s",
                             hint="a smaller batch_size makes shorter transactions; transaction_timeout sets the limit")
-        if limit and age > limit / 2 and batch.handle not in warned:
+        long = self.operations.config.locking.held_warning_s
+        if age > (min(limit / 2, long) if limit else long) and batch.handle not in warned:
             warned.add(batch.handle)
-            log.warning("transaction.old", f"the transaction of {batch.title} is {age:.0f} s old; the limit is {limit:.0f} s",
+            end = f"the limit is {limit:.0f} s" if limit else "there is no limit"
+            log.warning("transaction.old", f"the transaction of {batch.title} is {age:.0f} s old, and so long its rows are locked; {end}",
                         hint="a smaller batch_size makes shorter transactions")
 
-    def _give_way(self, batch: Batch) -> None:
-        """End the batch if its rows are locked for nobody, or if somebody waits to alter the table."""
+    def _look_who_waits(self, sessions: Sequence[DatabaseSession], contention: dict[str, Contention]) -> None:
+        """Give way to who alters a table; say, pause or end where others wait for rows, as is configured."""
+        locking, pause = self.operations.config.locking, False
+        for session in sessions:
+            own = [batch for batch in self.operations.open_batches() if batch.session is session]
+            pause = contention.setdefault(session.database.name, Contention(locking)).look(session, own) or pause
+        self.operations.pause(pause)
+
+    def _require_delete(self, batch: Batch) -> None:
+        """End the batch if its rows are locked for nobody."""
         if batch.age_s > DELETE_HELLO_S and not self._known("aa-delete"):
             raise Failed(f"{batch.title} is rolled back: its rows were locked for {batch.age_s:.0f} s and there is no aa-delete to wait for",
                          hint="the command must be a pipeline from aa-select to aa-delete")
-        if batch.age_s > DDL_WAIT_S and (waiting := batch.session.waiting_ddl([batch.transaction.connection.info.backend_pid])):
-            raise Retryable(f"{batch.title} is rolled back because {waiting} waits for an exclusive lock on the table")
 
 
 def _socket_directory(env: Mapping[str, str]) -> str:

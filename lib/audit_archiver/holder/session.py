@@ -1,4 +1,4 @@
-"""The holder's connections to one database: the control connection with the lock, and batch connections.
+"""The holder's connections to one database: the control connection with the lock, batch connections, and one that watches.
 
 The control connection holds K1 from the first begin of the database until the end; recovery runs between
 "K2 exclusive granted" and the first batch, so it never meets a living transaction (design, sections 3 and 5).
@@ -6,6 +6,7 @@ The control connection holds K1 from the first begin of the database until the e
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, NamedTuple, Optional, Sequence
@@ -13,7 +14,8 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence
 from audit_archiver.config.model import Config, Database
 from audit_archiver.exits import ArchiverError, ConfigError, Retryable
 from audit_archiver.formats.hold import Hold
-from audit_archiver.postgres import catalog, connect, ddl, held, locks, partitions
+from audit_archiver.locking.lock import Lock
+from audit_archiver.postgres import catalog, connect, ddl, held, partitions
 from audit_archiver.postgres.rows_sql import Statements, window
 from audit_archiver.postgres.transaction import Transaction
 
@@ -60,18 +62,22 @@ class DatabaseSession:
         self.held: dict[tuple[str, str], str] = {}
         self._holds: Sequence[Hold] = ()
         self.control = connect.connect(database, purpose="control", run=run)
-        self.control_pid = self.control.info.backend_pid
         try:
-            locks.take(self.control, [] if self.per_table else None, self._title)
+            self.lock = Lock(config, database, self.control, run)
+            self.lock.take({} if self.per_table else None)
         except BaseException:
             self.control.close()
             raise
-        try:
+        ending = contextlib.ExitStack()
+        ending.callback(self.lock.release)
+        with ending:
+            # for short questions: what is asked on the control connection may have to wait, behind an ALTER TABLE that waits for us
+            self.watch = connect.connect(database, purpose="watch", run=run)
+            ending.callback(self.watch.close)
             if not self.per_table:
-                self._settle(recover(database, self.control, None))
-        except BaseException:
-            self._end_control()
-            raise
+                with self.lock.beating():
+                    self._settle(recover(database, self.control, None))
+            ending.pop_all()
 
     @property
     def per_table(self) -> bool:
@@ -81,10 +87,6 @@ class DatabaseSession:
     def _settle(self, found: Standing) -> None:
         self.held.update(found.tables)
         self._holds = found.holds
-
-    @property
-    def _title(self) -> str:
-        return f"database '{self.database.name}'"
 
     def plan(self, job: dict[str, Any], leave: list[str]) -> Plan:
         """The plan of `job`, made at its first begin. Raises ConfigError, Retryable (changed since planned) and others."""
@@ -97,7 +99,7 @@ class DatabaseSession:
                 if shape.sha256 != job["shape_sha256"]:
                     raise Retryable(f"table '{shape.title}' changed after it was planned", hint="it is planned anew")
                 if self.per_table and shape.oid not in self._locked_tables:
-                    locks.take(self.control, [shape.oid], f"'{shape.title}' in {self._title}")
+                    self.lock.take({shape.oid: shape.title}, f"'{shape.title}' in {self.lock.title}")
                     self._settle(self._recover(self.database, self.control, [name]))
                     self._locked_tables[shape.oid] = name
                 holds = () if job.get("force_rearchive") else held.of_table(self.control, self._holds, *name, job["timestamp"])
@@ -121,7 +123,7 @@ class DatabaseSession:
                                                       transaction_timeout_s=self.database.transaction_timeout_s), cancel=self._cancel)
         try:
             transaction.prepare(plan.statements)
-            transaction.begin(lambda batch: locks.enter(batch, plan.scope_oid, self._title))
+            transaction.begin(lambda batch: self.lock.enter(batch, plan.scope_oid))
         except BaseException:
             transaction.connection.close()
             raise
@@ -133,37 +135,22 @@ class DatabaseSession:
             if transaction.connection.closed == 0:
                 self._free.append(transaction)
 
-    def lock_is_ours(self, transaction: Transaction, plan: Plan) -> bool:
-        """True if our own control backend still holds K1, asked inside the deleting transaction (C3)."""
-        return locks.still_held(transaction.connection, self.control_pid, plan.scope_oid)
-
-    def waiting_ddl(self, pids: list[int]) -> Optional[str]:
-        """The application that waits for an ACCESS EXCLUSIVE lock behind one of our backends `pids`, if any."""
-        found = connect.rows(self.control, (
-            "SELECT a.application_name || ' (backend ' || a.pid || ')' FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
-            "WHERE NOT l.granted AND l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IN "
-            "(SELECT w.pid FROM pg_locks w WHERE NOT w.granted) AND pg_blocking_pids(l.pid) && %s LIMIT 1"), (pids,))
-        return found[0][0] if found else None
-
     def close(self) -> None:
         """End every connection; the server releases K1, and K2 before it: who starts next shall find nobody's transaction."""
         with self._guard:
             for transaction in self._free:
                 transaction.connection.close()
             self._free.clear()
-            self._end_control()
-
-    def _end_control(self) -> None:
-        """For who holds K1 only: to others' K2 this would look like a driver that starts."""
-        locks.release(self.control, [*self._locked_tables] if self.per_table else None)
+            self.watch.close()
+            self.lock.release()
 
     def _cancel(self, batch: connect.Connection) -> None:
         """Have the server cancel what runs on `batch`; if it cannot be asked, break the connection off."""
         if batch.closed:
             return
         try:
-            connect.within(self.control, CANCEL_WITHIN_S, lambda: connect.scalar(
-                self.control, "SELECT pg_cancel_backend(%s)", (batch.info.backend_pid,)))
+            connect.within(self.watch, CANCEL_WITHIN_S, lambda: connect.scalar(
+                self.watch, "SELECT pg_cancel_backend(%s)", (batch.info.backend_pid,)))
         except ArchiverError:
             connect.cut(batch)
 

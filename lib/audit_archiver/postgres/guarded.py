@@ -10,13 +10,15 @@ import contextlib
 import json
 import os
 import threading
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
-from audit_archiver.exits import ArchiverError, ConfigError, Failed, LockHeld, Mismatch, NetworkError
+from audit_archiver.exits import ArchiverError, ConfigError, Failed, Mismatch, NetworkError
 from audit_archiver.formats.hold import Hold
-from audit_archiver.postgres import catalog, connect, held, locks, witness
+from audit_archiver.postgres import catalog, connect, held, witness
 from audit_archiver.postgres.rows_sql import BATCH, Statements, Window
 from audit_archiver.postgres.transaction import Transaction
+
+Fence = Callable[[connect.Connection], None]
 
 KEYS_AT_ONCE = 2000
 COMMIT_WITHIN_S = 60.0
@@ -31,14 +33,14 @@ class InDoubt(NetworkError):
 
 
 class Guarded:
-    """One table's guarded deletes: `control` holds K1 of the scope, `transaction` has a connection of its own.
+    """One table's guarded deletes: `control` holds the lock, `transaction` has a connection of its own.
 
-    `scope_oid` is the table whose K1 and K2 protect it, or None where the lock's scope is the database.
+    `enter` marks a transaction as one under the lock; `require` raises, inside it, unless the lock is still ours.
     """
 
-    def __init__(self, control: connect.Connection, transaction: Transaction, batch: dict[str, Any], scope: Optional[int],
-                 what: str, at: Optional[str] = None) -> None:
-        self._control, self._transaction, self._scope, self._what = control, transaction, scope, what
+    def __init__(self, control: connect.Connection, transaction: Transaction, batch: dict[str, Any], enter: Fence, require: Fence,
+                 at: Optional[str] = None) -> None:
+        self._control, self._transaction, self._enter, self._require = control, transaction, enter, require
         self._shape = catalog.shape(control, batch["schema"], batch["table"], tuple(batch["key"]), batch["timestamp"],
                                     at).as_exported(batch["columns"])
         self.server = catalog.server(control, self._shape.oid)
@@ -61,7 +63,7 @@ class Guarded:
         transaction = self._transaction
         try:
             transaction.prepare(self._statements)
-            transaction.begin(lambda connection: locks.enter(connection, self._scope, self._what))
+            transaction.begin(self._enter)
             yield transaction
         finally:
             transaction.rollback()
@@ -99,11 +101,9 @@ class Guarded:
         return witness.digests(self._transaction.connection, self._statements, key_texts)
 
     def require_ready(self) -> None:
-        """What must hold right before the DELETE: no child row would be reached (S4), and K1 is still ours (C3)."""
+        """What must hold right before the DELETE: no child row would be reached (S4), and the lock is still ours (C3)."""
         self._transaction.refuse_children()
-        if not locks.still_held(self._transaction.connection, self._control.info.backend_pid, self._scope):
-            raise LockHeld(f"our control session no longer holds the lock of {self._what}, so nothing is deleted",
-                           hint="it was ended by somebody, or another run has taken the lock; run again")
+        self._require(self._transaction.connection)
 
     def delete(self, rows: int, keys_sha256: str) -> str:
         """Delete the locked rows; the server's time. Mismatch unless exactly the keys of `keys_sha256` went."""

@@ -15,23 +15,25 @@ from audit_archiver.config.model import Config, Database, Table
 from audit_archiver.exits import ArchiverError, NetworkError
 from audit_archiver.formats import job as jobs_format
 from audit_archiver.holder.notes import MAX_BATCH_ROWS
+from audit_archiver.locking.lock import backend
 from audit_archiver.objectstore.client import Store
 from audit_archiver.postgres import catalog, connect, eligible, examine, partitions
 from audit_archiver.postgres.rows_sql import Window
 from audit_archiver.postgres.transaction import BATCH_BYTES
-from audit_archiver.preflight import on_database, on_run, on_staging, on_store, on_table
+from audit_archiver.preflight import on_database, on_locking, on_run, on_staging, on_store, on_table
 from audit_archiver.preflight.check import Check, failure
 from audit_archiver.preflight.findings import FAIL, WARN, Finding
 
-ALL: list[Check] = [*on_database.CHECKS, *on_table.CHECKS, *on_run.CHECKS, *on_staging.CHECKS, *on_store.CHECKS]
+ALL: list[Check] = [*on_locking.CHECKS, *on_database.CHECKS, *on_table.CHECKS, *on_run.CHECKS, *on_staging.CHECKS, *on_store.CHECKS]
 WIDTH_MATTERS_ROWS = 1000  # fewer take no time, whatever they hold
-CONNECTION, SHAPE, BUCKET = "connection.session", "table.shape", "s3.bucket"
+CONNECTION, SHAPE, BUCKET, BACKEND = "connection.session", "table.shape", "s3.bucket", "locking.backend"
 
 
 def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]], store: Optional[Store],
                staging: Optional[Path] = None) -> list[Finding]:
     """Everything that can be known before a run. One database that cannot be reached does not hide the next."""
     found = [Finding("configuration", WARN, text) for text in config.warnings]
+    found += _of_locking(config)
     amounts: list[on_run.Amount] = []
     for database, tables in wanted:
         try:
@@ -51,6 +53,15 @@ def run_checks(config: Config, wanted: Sequence[tuple[Database, Sequence[Table]]
             look = on_staging.Look(directory, amount.batch_bytes, config.resources.min_free_disk_gb)
             found += [finding for check in on_staging.CHECKS for finding in check.run(look)]
     return found + (of_store(store) if store is not None else [])
+
+
+def _of_locking(config: Config) -> list[Finding]:
+    """The findings about the lock's backend; none where PostgreSQL alone keeps the lock."""
+    try:
+        kept = backend(config)
+    except ArchiverError as error:
+        return [failure(BACKEND, error)]
+    return [] if kept is None else [finding for check in on_locking.CHECKS for finding in check.run(on_locking.Look(kept))]
 
 
 def _amount(connection: connect.Connection, table: Table, shape: catalog.Shape, job: Optional[dict[str, Any]]) -> on_run.Amount:

@@ -14,10 +14,11 @@ from audit_archiver.catalogue import archived, rollbacks
 from audit_archiver.catalogue.archived import Batch
 from audit_archiver.catalogue.rollbacks import Open
 from audit_archiver.config.model import BOTH
-from audit_archiver.exits import ArchiverError, Failed, LockHeld, NetworkError, Retryable
+from audit_archiver.exits import ArchiverError, Failed, NetworkError, Retryable
+from audit_archiver.locking.lock import Lock
 from audit_archiver.objectstore.client import Store
 from audit_archiver.points import point
-from audit_archiver.postgres import connect, locks
+from audit_archiver.postgres import connect
 from audit_archiver.restore import account
 from audit_archiver.restore.account import Account
 from audit_archiver.restore.load import Conflict, Outcome
@@ -29,18 +30,17 @@ LATE_SQL = "SELECT count(*) FROM unnest(%s::timestamptz[]) AS t (at) WHERE at < 
 
 
 @dataclass(frozen=True)
-class Lock:
-    """The lock of a run that is held on `control`; `table_oid` None is the whole database, which `title` names."""
+class Fence:
+    """What keeps two at work on one table apart: `lock`, in which `table_oid` None is the whole database; `title` is the table's."""
 
-    control: connect.Connection
+    lock: Lock
     table_oid: Optional[int]
     title: str
 
-    def fence(self, connection: connect.Connection) -> None:
+    def enter(self, connection: connect.Connection) -> None:
         """Mark a transaction as one under this lock, as a run does; raises LockHeld if the lock is lost."""
-        locks.enter(connection, self.table_oid, self.title)
-        if not locks.still_held(connection, self.control.info.backend_pid, self.table_oid):
-            raise LockHeld(f"the lock of {self.title} was lost", hint="this batch was not rolled back; run it again")
+        self.lock.enter(connection, self.table_oid)
+        self.lock.require(connection, self.table_oid, self.title)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def late(control: connect.Connection, batches: Sequence[Batch], hours: int) -> i
     return int(connect.scalar(control, LATE_SQL, ([batch.committed_at for batch in batches], hours)))
 
 
-def roll_back(store: Store, place: Place, wanted: Part, made: Account, lock: Lock, *, silent: bool) -> None:
+def roll_back(store: Store, place: Place, wanted: Part, made: Account, fence: Fence, *, silent: bool) -> None:
     """Put the rows back; the account says what came of it. Without dry run the caller holds the lock."""
     dry, database = made.dry_run, made.source[0]
     begun = wanted.begun or Open(made.restore, wanted.schema, wanted.table, tuple(batch.stem for batch in wanted.batches))
@@ -105,7 +105,7 @@ def roll_back(store: Store, place: Place, wanted: Part, made: Account, lock: Loc
         point("rollback.record.put")
 
     # one batch a transaction and one transaction at a time, so that the newest are undone whatever stops it
-    restoring = Restoring(store, place, Wanted(silent=silent, watermark=None, in_flight=1, rows=1, dry_run=dry), made, None, settled, lock.fence)
+    restoring = Restoring(store, place, Wanted(silent=silent, watermark=None, in_flight=1, rows=1, dry_run=dry), made, None, settled, fence.enter)
     doubtful = False
     try:
         restoring.run(wanted.batches, wanted.every)
@@ -117,7 +117,7 @@ def roll_back(store: Store, place: Place, wanted: Part, made: Account, lock: Loc
         raise
     finally:
         if not dry and not doubtful:
-            _end(store, place, wanted, made, begun, restoring, back, lock.control)
+            _end(store, place, wanted, made, begun, restoring, back, fence.lock.control)
 
 
 def _failed(made: Account, error: ArchiverError) -> None:
