@@ -203,7 +203,7 @@ def _overtaken(store: Store, case: Case, key_texts: list[bytes]) -> int:
     taken, own, selected_at = len(wanted), None, _time(case.line["batch"]["archived_at"])
 
     def later(other: leftovers.Leftover) -> bool:
-        recorded_later = other.modified is not None and other.modified > selected_at
+        recorded_later = other.modified is not None and other.modified >= selected_at  # both to the second
         return bool(wanted) and other.stem != case.leftover.stem and (other.begun >= case.leftover.begun or recorded_later)
 
     for line, archived in _recorded(store, case.line["batch"], later):
