@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from typing import Any, Iterator, Optional
 
 import pytest
@@ -292,6 +293,7 @@ def test_a_batch_that_is_sent_when_another_run_has_archived_its_rows_is_not_arch
         asleep = holder.stage("aa-serialize", holder.select(plan(hand.settings, "audit_logs", cutoff=CUTOFF, limit=100)).out).lines[0]
     db.close()
     _restore(own)
+    until(lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) > asleep["batch"]["archived_at"], "a batch of its own name can be begun")
     other_machine = ByHand(db, config_file(db, bucket, staging_dir=str(hand.staging) + "-elsewhere"))
     other_machine.must("aa-archive", ["--force", "-q"])
     while status == "committed" and int(db.admin("SELECT txid_current()")[0][0]) <= int(asleep["batch"]["txn"]["xid"]):

@@ -24,7 +24,7 @@ from audit_archiver.driver import children, late, pipeline
 from audit_archiver.driver.aa_txn import holder_environment, places
 from audit_archiver.driver.children import Child
 from audit_archiver.driver.room import Room
-from audit_archiver.exits import CONFIG, PERMISSION, RESOURCE, ArchiverError, Failed, LockHeld
+from audit_archiver.exits import CONFIG, LOCKED, PERMISSION, RESOURCE, ArchiverError, Failed
 from audit_archiver.holder.contention import GaveWay
 from audit_archiver.holder.notes import JobKey, JobNotes, key_of
 from audit_archiver.holder.operations import Operations
@@ -231,7 +231,7 @@ class DatabaseRun:
 
     def _again(self, failure: ArchiverError, blamed: Optional[JobKey], key_texts: list[str]) -> bool:
         """Decide what follows a failed pipeline; True to start it again."""
-        if isinstance(failure, (LockHeld, GaveWay)) or failure.code in (CONFIG, PERMISSION) or failure.code == RESOURCE and not failure.retry:
+        if isinstance(failure, GaveWay) or failure.code in (CONFIG, LOCKED, PERMISSION) or failure.code == RESOURCE and not failure.retry:
             return False
         notes = self.notes.get(blamed) if blamed else None
         misses = self._misses[blamed] = self._misses.get(blamed, 0) + 1

@@ -5,8 +5,8 @@ starting driver takes it exclusively for a moment, which proves that no transact
 alive. The scope is a database, or tables of it; both scopes meet at the database's own key, so that a run per
 table and a run per database exclude each other.
 
-Each taking has a fencing token: a transaction id that the server hands out while the lock is held, so that of two
-holders the later one has the larger. It stands behind the ` #` in the session's application_name, where the
+Each session has a fencing token: a transaction id that the server hands out while it holds its first lock, so that of two
+sessions the later one has the larger. It stands behind the ` #` in the session's application_name, where the
 transaction that deletes looks for it. A session that has been idle longer than `stale_s` holds a stale lock: its
 owner has missed every heartbeat, and who starts next ends it.
 """
@@ -159,9 +159,12 @@ def end(connection: connect.Connection, pids: Sequence[int]) -> None:
 
 
 def _mark(control: connect.Connection) -> int:
-    """A new token, in sight of everybody: behind the session's name."""
+    """The session's token, in sight of everybody: behind its name. It stays the same for the tables that are taken later: other
+    threads delete meanwhile, under what was taken first."""
+    name, _, given = connect.scalar(control, "SELECT current_setting('application_name')").partition(" #")
+    if given:
+        return int(given)
     token = int(connect.scalar(control, "SELECT txid_current()"))
-    name = connect.scalar(control, "SELECT split_part(current_setting('application_name'), ' #', 1)")
     mark = f" #{token}"
     connect.scalar(control, "SELECT set_config('application_name', %s, false)", (name[:NAME_BYTES - len(mark)] + mark,))
     return token
