@@ -63,15 +63,15 @@ class Connection:
         With credentials that have expired it is sent again if new ones are there.
         """
         self._rest(self._pace.request(operation, params.get("ContentLength", 0)))
-        client = self.client
-        try:
-            return self._send(client, operation, what, params)
-        except Expired:
-            if not self._renewed(client):
-                raise
-        if hasattr(params.get("Body"), "seek"):
-            params["Body"].seek(0)
-        return self._send(self.client, operation, what, params)
+        while True:
+            client = self.client
+            try:
+                return self._send(client, operation, what, params)
+            except Expired:
+                if not self._renewed(client):
+                    raise
+            if hasattr(params.get("Body"), "seek"):
+                params["Body"].seek(0)
 
     def _send(self, client: Any, operation: str, what: str, params: dict[str, Any]) -> dict[str, Any]:
         """Connections are opened anew after a failure: the others may have died with this one, and wait in silence. So they are
