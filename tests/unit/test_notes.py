@@ -50,18 +50,3 @@ def test_the_job_that_is_left_begins_after_the_last_committed_batch(limit: Optio
     each = notes(100, limit=limit)
     each.rows, each.cursor = 120, ["2024-01-01 00:00:00+00", "17"]
     assert (each.unfinished()["cursor"], each.unfinished()["limit"]) == (["2024-01-01 00:00:00+00", "17"], left)
-
-
-def test_the_last_batches_shrink_down_to_batch_size() -> None:
-    each = notes(10_000, estimate=200_000)
-    each.batch_rows, taken = 50_000, []
-    while sum(taken) < 200_000:
-        taken.append(each.next_rows(sum(taken)))
-    assert taken == [50_000, 50_000, 33_333, 22_222, 14_815, 10_000, 10_000, 10_000]
-
-
-@pytest.mark.parametrize(("job", "rows"), [({"estimate": 0}, 0), ({"estimate": None}, 0), ({}, 0), ({"estimate": 100_000}, 90_000)])
-def test_rows_that_nobody_counted_are_taken_in_batches_of_the_usual_size(job: dict[str, Any], rows: int) -> None:
-    each = notes(10_000, **job)
-    each.batch_rows, each.rows = 50_000, rows
-    assert each.next_rows(10_000) == 50_000

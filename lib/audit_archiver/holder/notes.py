@@ -13,7 +13,6 @@ MAX_BATCH_ROWS = 50_000
 MIN_BATCH_ROWS = 1_000
 QUICK_S = 10.0
 SLOW_S = 120.0
-LAST_BATCHES = 3  # from where so many of the usual size would be left, they shrink
 
 
 @dataclass
@@ -42,12 +41,6 @@ class JobNotes:
             self.batch_rows = min(ceiling, max(self.batch_rows + 1, self.batch_rows * 3 // 2))
         elif seconds > SLOW_S:
             self.batch_rows = max(floor, self.batch_rows // 2)
-
-    def next_rows(self, open_rows: int) -> int:
-        """The rows of the next batch, `open_rows` of the job being on their way: the last ones shrink, down to `batch_size`,
-        so that at the end no stage waits long for the one before."""
-        left = (self.job.get("estimate") or 0) - self.rows - open_rows
-        return self.batch_rows if left <= 0 else min(self.batch_rows, max(self.job["batch_size"], left // LAST_BATCHES))
 
     def unfinished(self) -> dict[str, Any]:
         """The job that is left after a failed pipeline: from the last committed batch on, the limit less its rows."""

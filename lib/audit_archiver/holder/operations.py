@@ -71,13 +71,12 @@ class Operations:
             raise self._job_failed(notes, error) from None
         with self.changed:
             number = self._numbers[key_of(job)] = self._numbers.get(key_of(job), 0) + 1
-            limit = notes.next_rows(sum(each.locked.rows for each in self.batches.values() if each.notes is notes and each.locked))
             batch = Batch(f"t{number}-{secrets.token_hex(8)}", number, job, notes, session, plan, transaction)
             self.batches[batch.handle] = batch
             notes.first_at = notes.first_at or batch.begun_at
         self._refuse_after_failure(batch)
         return {"handle": batch.handle, "xid": batch.xid, "now": transaction.now, "number": number,
-                "archived_at": transaction.now, "server": plan.server, "rows": limit,
+                "archived_at": transaction.now, "server": plan.server, "rows": notes.batch_rows,
                 "host": session.database.host or "local"}
 
     def lock(self, handle: str, cursor: Optional[list[str]], limit: int) -> dict[str, Any]:
